@@ -1,0 +1,103 @@
+"""Every error that a user can cause, with a stable code, one line that says what is wrong, and the fix.
+
+RelayError
+├── EventError         RLY-1xx  the event was refused; the caller's transaction fails and nothing else does
+├── ConfigError        RLY-2xx  a setting is wrong: fix it and start again                            exit 6
+├── UnreachableError   RLY-3xx  a dependency does not answer                                          exit 3
+├── SchemaError        RLY-4xx  the schema `relay` is missing, too old or too new                     exit 4
+├── GrantError         RLY-5xx  the database role may not do what it has to do                        exit 1
+└── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
+
+RLY-7xx are no exceptions: they say in logs, in `relay status` and beside parked events why something waits.
+docs/ERRORS.md has a section for each code, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+CODES: dict[str, str] = {
+    "RLY-101": "the topic name is invalid",
+    "RLY-102": "the entity name is invalid",
+    "RLY-103": "the entity id is invalid",
+    "RLY-104": "the event is too large",
+    "RLY-105": "the action is invalid",
+    "RLY-106": "a header name is invalid or reserved",
+    "RLY-107": "a header value is invalid",
+    "RLY-108": "one transaction locks too many keys",
+    "RLY-109": "the key has the wrong type",
+    "RLY-110": "the payload has the wrong type",
+    "RLY-111": "the session is of an unknown kind",
+    "RLY-201": "a required setting is missing",
+    "RLY-202": "a setting has an unknown name",
+    "RLY-203": "a setting has a wrong value",
+    "RLY-204": "two settings contradict each other",
+    "RLY-205": "the settings file cannot be read",
+    "RLY-206": "librdkafka refuses a property",
+    "RLY-207": "a Kafka property would break a guarantee",
+    "RLY-208": "a part that this command needs is not installed",
+    "RLY-301": "the database cannot be reached",
+    "RLY-302": "the database refuses the login",
+    "RLY-303": "the database is read-only",
+    "RLY-304": "the Kafka brokers cannot be reached",
+    "RLY-401": "the schema relay is missing",
+    "RLY-402": "the schema relay is too old",
+    "RLY-403": "the schema relay is too new",
+    "RLY-404": "the schema relay could not be upgraded",
+    "RLY-501": "the database role lacks a grant",
+    "RLY-601": "there is no such parked event",
+    "RLY-602": "the parked event has been overtaken",
+    "RLY-603": "the parked event waits for an earlier one",
+    "RLY-604": "the embedded part could not be started",
+    "RLY-701": "Kafka is not available",
+    "RLY-702": "a topic cannot be written",
+    "RLY-703": "Kafka refuses an event",
+    "RLY-704": "an event waits for an earlier event of its key",
+}
+"""Code to meaning, in one place: `docs/ERRORS.md` explains each."""
+
+
+class RelayError(Exception):
+    """Base of all errors that Relay raises on purpose. Its text is one line and ends with the fix."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str, message: str, fix: str = "") -> None:
+        assert code in CODES, f"unknown code {code}"
+        self.code = code
+        self.message = message
+        self.fix = fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" + (f". Fix: {self.fix}" if self.fix else "")
+
+
+class EventError(RelayError):
+    """The event was refused; the transaction that wanted to write it fails, and nothing else does."""
+
+
+class ConfigError(RelayError):
+    """A setting is wrong. Nothing was started."""
+
+    exit_code = 6
+
+
+class UnreachableError(RelayError):
+    """A dependency does not answer. Nothing was claimed or published."""
+
+    exit_code = 3
+
+
+class SchemaError(RelayError):
+    """The schema `relay` of the database does not fit this code."""
+
+    exit_code = 4
+
+
+class GrantError(RelayError):
+    """The database role lacks a right. Nothing was changed."""
+
+
+class OperatorError(RelayError):
+    """A command cannot do what was asked, and did nothing."""

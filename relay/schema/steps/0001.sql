@@ -1,0 +1,303 @@
+-- Step 1: the outbox, its lanes, entity versions, parked events, and the functions that write them.
+
+-- One row is one of N hash lanes. It exists to be locked: whoever holds a lane's row may publish that lane's events.
+-- The lock dies with the connection, so there are no leases, heartbeats or rescuers.
+CREATE TABLE relay.lane (
+    lane   smallint PRIMARY KEY,
+    parked integer NOT NULL DEFAULT 0 CHECK (parked >= 0)
+);
+INSERT INTO relay.lane (lane) SELECT generate_series(0, 63);
+
+-- One row is one event that Kafka has not acknowledged; it is deleted when Kafka has. count(*) is the backlog.
+-- The lane is computed here, so that any language can write an event. CACHE 1 and GENERATED ALWAYS: ids are drawn one
+-- by one while the writer holds its locks, which is what makes id order commit order per key, and the floors provable.
+CREATE TABLE relay.outbox (
+    id         bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME relay.outbox_id_seq CACHE 1) NOT NULL,
+    lane       smallint NOT NULL GENERATED ALWAYS AS
+                   ((CASE WHEN key IS NULL THEN id ELSE hashtextextended(key, 0) END & 63)::smallint) STORED,
+    event_id   uuid NOT NULL DEFAULT gen_random_uuid(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    topic      text NOT NULL,
+    key        text,
+    headers    text NOT NULL DEFAULT '',
+    payload    bytea,
+    PRIMARY KEY (lane, id)
+) WITH (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 1000000, vacuum_truncate = false
+);
+-- Kafka compresses whole batches; compressing each payload here as well costs processor time and gains nothing.
+ALTER TABLE relay.outbox ALTER COLUMN payload SET STORAGE EXTERNAL;
+COMMENT ON COLUMN relay.outbox.headers IS 'name, value, name, value ... separated by the unit separator (0x1F)';
+
+-- The version of an entity. The row survives the entity: a deletion is a version too. fillfactor leaves room to
+-- raise the version in place, without touching the index.
+CREATE TABLE relay.entity_version (
+    entity  text NOT NULL,
+    id      text NOT NULL,
+    version bigint NOT NULL,
+    PRIMARY KEY (entity, id)
+) WITH (fillfactor = 80);
+
+-- One row is one event that was taken out of its key's way. `waits` says that it is not broken itself: its key is
+-- blocked by an earlier event. `overtaken_at` says since when later events of the key have been published.
+CREATE TABLE relay.parked (
+    id           bigint PRIMARY KEY,
+    lane         smallint NOT NULL,
+    event_id     uuid NOT NULL,
+    created_at   timestamptz NOT NULL,
+    topic        text NOT NULL,
+    key          text,
+    headers      text NOT NULL,
+    payload      bytea,
+    parked_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    policy       text NOT NULL CHECK (policy IN ('park', 'block', 'topic')),
+    waits        boolean NOT NULL DEFAULT false,
+    code         text NOT NULL,
+    reason       text NOT NULL,
+    attempts     integer NOT NULL,
+    overtaken_at timestamptz
+);
+CREATE INDEX parked_lane ON relay.parked (lane) WHERE NOT waits;
+CREATE INDEX parked_key ON relay.parked (topic, key, id);
+
+-- The largest event in bytes (key, headers and payload together). Kafka's default limit is 1,048,588 with its own
+-- framing. Replace the function when your topics allow another size; it is read at every insert.
+CREATE FUNCTION relay.event_bytes_max() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT 1000000';
+
+-- Headers as the relay sends them: name, value, name, value. The names that Relay itself sets are refused.
+CREATE FUNCTION relay.pack_headers(headers jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    name text;
+    value jsonb;
+    packed text := '';
+    plain text;
+BEGIN
+    IF jsonb_typeof(headers) <> 'object' THEN
+        RAISE EXCEPTION 'RLY-106: headers must be a JSON object of names and texts, not a JSON %', jsonb_typeof(headers)
+            USING ERRCODE = 'RL106', HINT = 'Pass for example {"trace": "abc"}.';
+    END IF;
+    FOR name, value IN SELECT * FROM jsonb_each(headers) LOOP
+        IF name !~ '^[A-Za-z0-9_.-]{1,128}$' THEN
+            RAISE EXCEPTION 'RLY-106: invalid header name of % characters', length(name)
+                USING ERRCODE = 'RL106', HINT = 'Use 1 to 128 of the characters A-Z a-z 0-9 _ . -';
+        END IF;
+        IF name IN ('event_id', 'entity', 'id', 'action', 'version', 'ts') THEN
+            RAISE EXCEPTION 'RLY-106: the header "%" is set by Relay itself', name
+                USING ERRCODE = 'RL106', HINT = 'Choose another header name.';
+        END IF;
+        IF jsonb_typeof(value) NOT IN ('string', 'number', 'boolean') THEN
+            RAISE EXCEPTION 'RLY-107: the value of header "%" is a JSON %', name, jsonb_typeof(value)
+                USING ERRCODE = 'RL107', HINT = 'A header value is a text.';
+        END IF;
+        plain := value #>> '{}';
+        IF plain ~ '[\x01-\x1f\x7f]' THEN
+            RAISE EXCEPTION 'RLY-107: the value of header "%" holds a control character', name
+                USING ERRCODE = 'RL107', HINT = 'Remove line breaks and other control characters.';
+        END IF;
+        packed := packed || name || E'\x1f' || plain || E'\x1f';
+    END LOOP;
+    RETURN packed;
+END $$;
+
+-- Every event enters here. Takes the key's lock BEFORE the id is drawn: two transactions that write the same key draw
+-- their ids in the order in which they commit. `headers` are packed, each pair closed by the separator.
+CREATE FUNCTION relay.append_event(topic text, key text, payload bytea, headers text, lock_key boolean) RETURNS uuid
+LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    locks integer;
+    bytes integer := coalesce(octet_length(payload), 0) + coalesce(octet_length(key), 0) + octet_length(headers);
+    appended uuid;
+BEGIN
+    IF topic IS NULL OR topic !~ '^[a-zA-Z0-9._-]{1,249}$' OR topic IN ('.', '..') THEN
+        RAISE EXCEPTION 'RLY-101: invalid topic name of % characters', coalesce(length(topic), 0)
+            USING ERRCODE = 'RL101', HINT = 'A topic name has 1 to 249 of the characters A-Z a-z 0-9 . _ -';
+    END IF;
+    IF bytes > relay.event_bytes_max() THEN
+        RAISE EXCEPTION 'RLY-104: the event has % bytes with its key and headers, the limit is %',
+            bytes, relay.event_bytes_max()
+            USING ERRCODE = 'RL104', HINT = 'Send a reference instead of the content, or raise the limit of the '
+                'topic and replace relay.event_bytes_max().';
+    END IF;
+    IF lock_key AND key IS NOT NULL THEN
+        -- Each lock takes a slot of a table that all sessions of the server share (about 6,400 by default).
+        locks := coalesce(nullif(current_setting('relay.key_locks', true), ''), '0')::integer + 1;
+        IF locks > 1000 THEN
+            RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
+                USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
+                    'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
+        END IF;
+        PERFORM set_config('relay.key_locks', locks::text, true);
+        PERFORM pg_advisory_xact_lock(hashtextextended(key, 7236837));
+    END IF;
+    INSERT INTO relay.outbox (topic, key, headers, payload)
+    VALUES (topic, key, headers, payload) RETURNING event_id INTO appended;
+    -- Relays that are awake hold no lock, so this succeeds, costs a microsecond and says nothing. A relay that sleeps
+    -- holds it exclusively: only then does a commit pay for a notification. Kept until commit, the shared lock keeps
+    -- a relay from falling asleep over an event that it cannot see yet.
+    IF NOT pg_try_advisory_xact_lock_shared(7236836) THEN
+        PERFORM pg_notify('relay_wake', '');
+    END IF;
+    RETURN appended;
+END $$;
+
+-- The three forms of emit differ in the type of the payload and in the content-type they announce.
+CREATE FUNCTION relay.emit(topic text, key text, payload bytea, headers jsonb DEFAULT '{}') RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN relay.append_event(topic, key, payload,
+        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
+                ELSE E'content-type\x1fapplication/octet-stream\x1f' END, true);
+END $$;
+
+CREATE FUNCTION relay.emit(topic text, key text, payload text, headers jsonb DEFAULT '{}') RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN relay.append_event(topic, key, convert_to(payload, 'UTF8'),
+        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
+                ELSE E'content-type\x1ftext/plain; charset=utf-8\x1f' END, true);
+END $$;
+
+CREATE FUNCTION relay.emit(topic text, key text, payload jsonb, headers jsonb DEFAULT '{}') RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN relay.append_event(topic, key, convert_to(payload::text, 'UTF8'),
+        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
+                ELSE E'content-type\x1fapplication/json\x1f' END, true);
+END $$;
+
+-- Many events in one call, in the order of the arrays. All keys are locked first, sorted, so that two calls with the
+-- same keys cannot deadlock. lock_keys => false is for callers that already hold the locks of the entities' rows.
+CREATE FUNCTION relay.emit_many(topics text[], keys text[], payloads bytea[], headers jsonb[],
+                                lock_keys boolean DEFAULT true) RETURNS uuid[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    distinct_keys text[];
+    one text;
+    taken integer;
+    appended uuid[];
+BEGIN
+    IF lock_keys THEN
+        SELECT array_agg(k ORDER BY k COLLATE "C") INTO distinct_keys
+        FROM (SELECT DISTINCT k FROM unnest(keys) AS k WHERE k IS NOT NULL) AS d;
+        taken := coalesce(nullif(current_setting('relay.key_locks', true), ''), '0')::integer
+                 + coalesce(cardinality(distinct_keys), 0);
+        IF taken > 1000 THEN
+            RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
+                USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
+                    'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
+        END IF;
+        PERFORM set_config('relay.key_locks', taken::text, true);
+        FOREACH one IN ARRAY coalesce(distinct_keys, '{}') LOOP
+            PERFORM pg_advisory_xact_lock(hashtextextended(one, 7236837));
+        END LOOP;
+    END IF;
+    SELECT array_agg(relay.append_event(e.topic, e.key, e.payload,
+               CASE WHEN e.header = '{}' THEN '' ELSE relay.pack_headers(e.header) END, false) ORDER BY e.position)
+    INTO appended
+    FROM (SELECT * FROM unnest(topics, keys, payloads, headers)
+          WITH ORDINALITY AS u (topic, key, payload, header, position) ORDER BY position) AS e;
+    RETURN appended;
+END $$;
+
+-- An entity change: raises the entity's version and writes the event that says so, in one call. The row lock of the
+-- upsert, taken before the event's id is drawn, is what makes versions and events follow commit order per entity.
+CREATE FUNCTION relay.touch(entity text, id text, action text DEFAULT 'updated', topic text DEFAULT NULL,
+                            payload jsonb DEFAULT NULL, headers jsonb DEFAULT '{}') RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    raised bigint;
+    ts text;
+BEGIN
+    IF entity IS NULL OR entity !~ '^[A-Za-z0-9_.-]{1,128}$' THEN
+        RAISE EXCEPTION 'RLY-102: invalid entity name of % characters', coalesce(length(entity), 0)
+            USING ERRCODE = 'RL102', HINT = 'An entity name has 1 to 128 of the characters A-Z a-z 0-9 _ . -';
+    END IF;
+    IF id IS NULL OR id = '' OR octet_length(id) > 1024 OR id ~ '[\x01-\x1f\x7f]' THEN
+        RAISE EXCEPTION 'RLY-103: invalid entity id of % bytes', coalesce(octet_length(id), 0)
+            USING ERRCODE = 'RL103', HINT = 'An entity id has 1 to 1024 bytes and no control characters.';
+    END IF;
+    IF action IS NULL OR action !~ '^[A-Za-z0-9_.-]{1,64}$' THEN
+        RAISE EXCEPTION 'RLY-105: invalid action of % characters', coalesce(length(action), 0)
+            USING ERRCODE = 'RL105', HINT = 'An action has 1 to 64 of the characters A-Z a-z 0-9 _ . -';
+    END IF;
+    INSERT INTO relay.entity_version AS v (entity, id, version) VALUES (entity, id, 1)
+    ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
+    RETURNING v.version INTO raised;
+    ts := to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+    PERFORM relay.append_event(coalesce(topic, 'relay.changes'), entity || ':' || id,
+        convert_to('{"entity":"' || entity || '","id":' || to_json(id)::text || ',"action":"' || action
+            || '","version":' || raised || ',"ts":"' || ts || '"'
+            || CASE WHEN payload IS NULL THEN '}' ELSE ',"payload":' || payload::text || '}' END, 'UTF8'),
+        E'entity\x1f' || entity || E'\x1fid\x1f' || id || E'\x1f' || E'action\x1f' || action
+            || E'\x1fversion\x1f' || raised || E'\x1fts\x1f' || ts || E'\x1f'
+            || CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+            || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END, false);
+    RETURN raised;
+END $$;
+
+-- A parked event goes back behind the events that are already waiting, in order, under its key's and lane's lock.
+-- Returns how many events went back. The daemon's role does not need this function; the operator's does.
+CREATE FUNCTION relay.unpark(parked_id bigint, drop_it boolean) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    event relay.parked;
+    gone integer;
+    moved integer;
+BEGIN
+    SELECT * INTO event FROM relay.parked WHERE id = parked_id;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- First the key, as writers do, so that no writer of this key has an id and no commit; then the lane, which waits
+    -- for the unit of the relay that holds it. Relays never wait for a key, so this order cannot deadlock.
+    IF event.key IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended(event.key, 7236837));
+        PERFORM 1 FROM relay.entity_version
+        WHERE entity = split_part(event.key, ':', 1) AND id = substr(event.key, strpos(event.key, ':') + 1) FOR UPDATE;
+    END IF;
+    PERFORM 1 FROM relay.lane WHERE lane = event.lane FOR UPDATE;
+    -- What goes back: the event itself (unless it is dropped), those that waited for it, and those of the key that
+    -- have reached the outbox since and must stay behind. All draw new ids, in their old order: an id below a floor
+    -- that a relay has proven would never be found.
+    WITH taken AS (
+        DELETE FROM relay.parked AS p
+        WHERE p.id = parked_id
+           OR (NOT event.waits AND p.waits AND p.topic = event.topic AND p.key = event.key
+               AND NOT EXISTS (SELECT 1 FROM relay.parked AS q WHERE NOT q.waits AND q.id <> parked_id
+                               AND q.policy = 'block' AND q.topic = event.topic AND q.key = event.key))
+        RETURNING p.*
+    ), later AS (
+        DELETE FROM relay.outbox AS o
+        WHERE o.lane = event.lane AND o.topic = event.topic AND o.key = event.key
+          AND EXISTS (SELECT 1 FROM taken)
+        RETURNING o.*
+    ), back AS (
+        INSERT INTO relay.outbox (event_id, created_at, topic, key, headers, payload)
+        SELECT event_id, created_at, topic, key, headers, payload
+        FROM (SELECT id, event_id, created_at, topic, key, headers, payload FROM taken
+              WHERE NOT (drop_it AND id = parked_id)
+              UNION ALL
+              SELECT id, event_id, created_at, topic, key, headers, payload FROM later) AS behind
+        ORDER BY id
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM taken), (SELECT count(*) FROM back) INTO gone, moved;
+    IF gone = 0 THEN
+        RETURN NULL;
+    END IF;
+    UPDATE relay.lane SET parked = parked - gone WHERE lane = event.lane;
+    PERFORM pg_notify('relay_wake', '');
+    RETURN moved;
+END $$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA relay FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA relay FROM PUBLIC;
