@@ -1,7 +1,8 @@
 """Databases for tests: real servers, one per major and session, started when first asked for.
 
-A database per test is cheap because it is copied from a template that was migrated once. Tests that kill, stop
-or fill a server take a private one: a shared server that recovers from a crash would fail its neighbours.
+A database per test is cheap because it is copied from a template that was migrated once. Tests that kill,
+stop or fill a server take a private one: a shared server that recovers from a crash would fail its
+neighbours.
 """
 
 from __future__ import annotations

@@ -1,0 +1,411 @@
+"""Settings: from the environment and one TOML file, checked once at the start, each with a name, a unit and a default.
+
+Order: environment, then the file, then the default. `RELAY_DATABASE_URL` and `RELAY_KAFKA_BOOTSTRAP_SERVERS` are the
+two that a daemon needs. Any other setting `section.name` is `RELAY_SECTION__NAME`; with `_FILE` appended the variable
+names a file that holds the value. Below `[kafka]` every librdkafka property passes through under its own name (in the
+environment with `_` for `.`: `RELAY_KAFKA__SASL_PASSWORD`). Unknown names are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from relay.errors import ConfigError
+
+Order = Literal["pipelined", "strict"]
+Poison = Literal["park", "block", "topic"]
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    doc: str,
+    low: float | None = None,
+    high: float | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field of a section with what the documentation says of it and the range that it may have."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """`[database]`"""
+
+    url: str = setting(
+        "", doc="Postgres, as a URL or key-value pairs. Several hosts are allowed.", secret=True
+    )
+    connect_timeout_seconds: float = setting(
+        5.0, doc="How long one attempt to connect may take.", low=1, high=60
+    )
+    deadline_seconds: float = setting(
+        10.0,
+        doc="How long a statement may take before its connection is given up, from the client's side.",
+        low=1,
+        high=600,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """`[daemon]`"""
+
+    rows_max: int = setting(4000, doc="Events of one unit of work, at most.", low=1, high=50_000)
+    bytes_max: int = setting(
+        8_388_608, doc="Payload bytes of one unit of work; one event may exceed it.", low=65_536, high=1 << 30
+    )
+    lanes_max: int = setting(32, doc="Lanes that one unit of work locks, at most.", low=1, high=1024)
+    units_in_flight: int = setting(
+        2, doc="Units at work at once: one is published while the next is read.", low=1, high=8
+    )
+    publish_timeout_seconds: float = setting(
+        10.0,
+        doc="How long an event may wait for Kafka's acknowledgement before its lanes are given up.",
+        low=1,
+        high=600,
+    )
+    takeover_seconds: float = setting(
+        20.0, doc="After how long the database takes the lanes of a frozen relay away.", low=2, high=3600
+    )
+    shutdown_seconds: float = setting(
+        25.0,
+        doc="How long a stopping relay may finish its units; below the orchestrator's grace.",
+        low=1,
+        high=600,
+    )
+    poll_seconds_max: float = setting(
+        0.025, doc="The longest pause between two looks into the outbox while awake.", low=0.001, high=10
+    )
+    idle_seconds: float = setting(
+        1.0,
+        doc="The pause between two looks while asleep: a commit wakes the relay before that.",
+        low=0.1,
+        high=60,
+    )
+    topic_retry_seconds: float = setting(
+        5.0, doc="The pause before a topic that could not be written is looked at again.", low=0.1, high=600
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """`[http]`"""
+
+    enabled: bool = setting(True, doc="Serve /livez, /readyz and /metrics.")
+    host: str = setting(
+        "127.0.0.1", doc="The address to listen on. Anything else than loopback is your decision."
+    )
+    port: int = setting(
+        0,
+        doc="The port; 0 is 9464, or a free one if another instance on this host has it.",
+        low=0,
+        high=65_535,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """`[log]`"""
+
+    level: LogLevel = setting("info", doc="The least level that is written.")
+    format: LogFormat = setting("auto", doc="Text on a terminal, JSON elsewhere, unless told otherwise.")
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """`[topics."NAME"]`, and `[topics."*"]` for all others."""
+
+    order: Order = setting(
+        "pipelined", doc="`strict` keeps one unacknowledged event per key: no repeated suffix, less speed."
+    )
+    poison: Poison = setting(
+        "park",
+        doc="What happens to an event that Kafka refuses: `park` it, `block` its key, or a dead-letter `topic`.",
+    )
+    dead_letter: str = setting(
+        "", doc="The dead-letter topic of `topic`; empty is the topic's name with `.dead`."
+    )
+
+
+KAFKA_DEFAULTS: dict[str, Any] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",
+    "linger.ms": 1,
+    "client.id": "relay",
+    "topic.metadata.propagation.max.ms": 4000,
+    "topic.metadata.refresh.interval.ms": 60_000,
+    "reconnect.backoff.max.ms": 1000,
+    "socket.keepalive.enable": True,
+    "queue.buffering.max.messages": 200_000,
+}
+"""What Relay sets of librdkafka unless you do. The same partitioner as Java clients, so that keys meet."""
+
+KAFKA_GUARDED: dict[str, tuple[str, ...]] = {
+    "acks": ("all", "-1"),
+    "request.required.acks": ("all", "-1"),
+    "enable.idempotence": ("true",),
+    "delivery.report.only.error": ("false",),
+    "enable.gapless.guarantee": ("false",),
+}
+"""Properties that carry the promise, with the only values they may have."""
+
+KAFKA_OURS: dict[str, str] = {
+    "message.timeout.ms": "daemon.publish_timeout_seconds",
+    "delivery.timeout.ms": "daemon.publish_timeout_seconds",
+    "transactional.id": "",
+    "on_delivery": "",
+    "error_cb": "",
+}
+"""Properties that Relay sets itself, with the setting to use instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that was set, checked. `kafka` holds librdkafka's properties under their own names."""
+
+    database: Database = field(default_factory=Database)
+    kafka: Mapping[str, Any] = field(default_factory=dict)
+    daemon: Daemon = field(default_factory=Daemon)
+    topics: Mapping[str, Topic] = field(default_factory=dict)
+    http: Http = field(default_factory=Http)
+    log: Log = field(default_factory=Log)
+
+    def topic(self, name: str) -> Topic:
+        """What holds for a topic: its own section, else that of `*`, else the defaults."""
+        return self.topics.get(name) or self.topics.get("*") or Topic()
+
+
+SECTIONS: dict[str, type[Any]] = {"database": Database, "daemon": Daemon, "http": Http, "log": Log}
+SHORT: dict[str, tuple[str, str]] = {
+    "RELAY_DATABASE_URL": ("database", "url"),
+    "RELAY_KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap.servers"),
+}
+APART = {"RELAY_CONFIG", "RELAY_FAILPOINTS", "RELAY_ENV", "RELAY_TEST_CACHE", "RELAY_BENCH_SCALE"}
+"""Variables with our prefix that are no settings."""
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigError: names the field, the kind of value it got (never the value) and the fix. Nothing was started.
+    """
+    raw: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "kafka", "topics")}
+    _read_file(environ.get("RELAY_CONFIG", ""), raw)
+    _read_environment(environ, raw)
+    sections = {name: _section(name, raw[name], cls) for name, cls in SECTIONS.items()}
+    topics = {name: _section(f'topics."{name}"', values, Topic) for name, values in raw["topics"].items()}
+    settings = Settings(kafka=_kafka(raw["kafka"]), topics=topics, **sections)
+    _check_relations(settings)
+    return settings
+
+
+def _read_file(path: str, raw: dict[str, dict[str, Any]]) -> None:
+    file = Path(path or "relay.toml")
+    if not path and not file.is_file():
+        return
+    try:
+        with file.open("rb") as opened:
+            content = tomllib.load(opened)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        kind = error.strerror if isinstance(error, OSError) else "it is not valid TOML"
+        raise ConfigError(
+            "RLY-205",
+            f"cannot read the settings file {file.name}: {kind}",
+            "correct RELAY_CONFIG or the file",
+        ) from None
+    for section, values in content.items():
+        if section not in raw:
+            raise ConfigError(
+                "RLY-202", f"unknown section [{section}] in {file.name}", _nearest(section, list(raw))
+            )
+        if not isinstance(values, dict):
+            raise ConfigError(
+                "RLY-203",
+                f"{section} in {file.name} is a {_kind(values)}, not a section",
+                f"write [{section}]",
+            )
+        raw[section].update(_with_files(section, values))
+
+
+def _with_files(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`url_file = "path"` stands for `url` with the content of that file."""
+    known = {f.name for f in fields(SECTIONS[section])} if section in SECTIONS else set()
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if name.endswith("_file") and name not in known:
+            out[name.removesuffix("_file")] = _secret_file(f"{section}.{name}", str(value))
+        else:
+            out[name] = value
+    return out
+
+
+def _read_environment(environ: Mapping[str, str], raw: dict[str, dict[str, Any]]) -> None:
+    for variable, text in environ.items():
+        if not variable.startswith("RELAY_") or variable in APART:
+            continue
+        value, name = text, variable
+        if variable.endswith("_FILE"):
+            name = variable.removesuffix("_FILE")
+            value = _secret_file(variable, text)
+        if name in SHORT:
+            section, key = SHORT[name]
+        else:
+            section, separator, key = name.removeprefix("RELAY_").lower().partition("__")
+            if not separator or section not in raw or section == "topics" or not key:
+                raise ConfigError("RLY-202", f"unknown setting {variable}", _nearest(name, _variables()))
+            key = key.replace("_", ".") if section == "kafka" else key
+            if section in SECTIONS and key not in {f.name for f in fields(SECTIONS[section])}:
+                raise ConfigError("RLY-202", f"unknown setting {variable}", _nearest(name, _variables()))
+        raw[section][key] = value
+
+
+def _variables() -> list[str]:
+    """Every variable that is known, for the nearest match."""
+    named = [f"RELAY_{s.upper()}__{f.name.upper()}" for s, cls in SECTIONS.items() for f in fields(cls)]
+    return [*SHORT, *named, "RELAY_CONFIG"]
+
+
+def _secret_file(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        kind = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(
+            "RLY-205", f"cannot read the file that {name} names: {kind}", "correct the path or its rights"
+        ) from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean {close[0]}?" if close else "remove it; docs/OPERATING.md lists all settings"
+
+
+def _kind(value: object) -> str:
+    return {str: "text", bool: "boolean", int: "integer", float: "number", list: "list", dict: "table"}.get(
+        type(value), "value"
+    )
+
+
+def _section(section: str, values: object, cls: type[Any]) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError("RLY-203", f"[{section}] is a {_kind(values)}, not a table", f"write [{section}]")
+    known = {f.name: f for f in fields(cls)}
+    for name in values:
+        if name not in known:
+            raise ConfigError("RLY-202", f"unknown setting {section}.{name}", _nearest(name, list(known)))
+    return cls(**{name: _value(f"{section}.{name}", known[name], value) for name, value in values.items()})
+
+
+TYPES: dict[str, Any] = {
+    "str": str, "int": int, "float": float, "bool": bool,
+    "Order": Order, "Poison": Poison, "LogFormat": LogFormat, "LogLevel": LogLevel,
+}  # fmt: skip
+
+
+def _value(name: str, spec: Any, value: object) -> Any:
+    """The value in the field's type. An error never shows the value: it may be a secret that hit the wrong field."""
+    wanted = TYPES[spec.type]
+    if choices := get_args(wanted):
+        if value not in choices:
+            raise ConfigError("RLY-203", f"{name} is none of its values", "use one of " + ", ".join(choices))
+        return value
+    converted = _convert(value, wanted)
+    if converted is None:
+        kind = _kind(value)
+        raise ConfigError(
+            "RLY-203",
+            f"{name} is a {kind} that is not a {_kind(wanted())}",
+            f"see {name} in docs/OPERATING.md",
+        )
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    if low is not None and not low <= converted <= high:
+        raise ConfigError("RLY-203", f"{name} is out of its range", f"use {low:g} to {high:g}")
+    return converted
+
+
+def _convert(value: object, wanted: type[Any]) -> Any:
+    if wanted is bool:
+        words = {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }
+        return value if isinstance(value, bool) else words.get(str(value).lower())
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        return wanted(value)
+    except ValueError:
+        return None
+
+
+def _kafka(given: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        if not isinstance(value, (str, int, float, bool)):
+            raise ConfigError("RLY-203", f"kafka.{name} is a {_kind(value)}", "give the property one value")
+        plain = str(value).lower()
+        if name in KAFKA_OURS:
+            instead = KAFKA_OURS[name]
+            raise ConfigError(
+                "RLY-207",
+                f"kafka.{name} is set by Relay itself",
+                f"use {instead}" if instead else "remove it",
+            )
+        if name in KAFKA_GUARDED and plain not in KAFKA_GUARDED[name]:
+            raise ConfigError(
+                "RLY-207",
+                f"kafka.{name} with this value breaks the promise",
+                f"use {KAFKA_GUARDED[name][0]} or remove it",
+            )
+        if name.startswith("max.in.flight") and not (plain.isdigit() and 1 <= int(plain) <= 5):
+            raise ConfigError("RLY-207", f"kafka.{name} above 5 breaks the order", "use 1 to 5 or remove it")
+    return {**KAFKA_DEFAULTS, **given}
+
+
+def _check_relations(settings: Settings) -> None:
+    daemon = settings.daemon
+    # An event may be acknowledged as late as its publish time-out. If the lanes were taken away before that, another
+    # relay would publish what this one is still sending.
+    if daemon.takeover_seconds < daemon.publish_timeout_seconds * 1.5:
+        raise ConfigError(
+            "RLY-204",
+            "daemon.takeover_seconds is less than 1.5 times daemon.publish_timeout_seconds",
+            f"set daemon.takeover_seconds to {daemon.publish_timeout_seconds * 1.5:g} or more",
+        )
+    if daemon.shutdown_seconds <= daemon.publish_timeout_seconds:
+        raise ConfigError(
+            "RLY-204",
+            "daemon.shutdown_seconds is not above daemon.publish_timeout_seconds",
+            f"set daemon.shutdown_seconds above {daemon.publish_timeout_seconds:g}",
+        )
+
+
+def require_database(settings: Settings) -> str:
+    """The database URL, or an error that names the setting."""
+    if not settings.database.url:
+        raise ConfigError("RLY-201", "database.url is not set", "set RELAY_DATABASE_URL")
+    return settings.database.url
+
+
+def require_kafka(settings: Settings) -> Mapping[str, Any]:
+    """The Kafka properties with an address, or an error that names the setting."""
+    if not settings.kafka.get("bootstrap.servers"):
+        raise ConfigError(
+            "RLY-201", "kafka.bootstrap.servers is not set", "set RELAY_KAFKA_BOOTSTRAP_SERVERS"
+        )
+    return settings.kafka

@@ -1,0 +1,90 @@
+"""Installing the schema: idempotent, and safe from any number of processes at once."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+from psycopg import sql
+
+from relay.database import Connection, connect, explain
+from relay.errors import SchemaError
+from relay.schema.steps import BASE, LOCK_ID, VERSION, step
+
+LOCK_ATTEMPTS = 10
+
+
+def upgrade(url: str) -> list[int]:
+    """Takes the database to this code's schema version; returns the steps that were run, empty if there were none.
+
+    Raises:
+        SchemaError: the schema is newer than this code, or a lock could not be had. Nothing was changed.
+        UnreachableError, GrantError: as they say. Nothing was changed.
+    """
+    with connect(url, "relay db upgrade", deadline_seconds=600) as connection:
+        for attempt in range(1, LOCK_ATTEMPTS + 1):
+            try:
+                return _upgrade(connection)
+            except psycopg.errors.LockNotAvailable:
+                # Waiting longer in one go would queue every later statement of the application behind us.
+                time.sleep(0.2 * attempt)
+            except psycopg.Error as error:
+                raise explain(error) from None
+        raise SchemaError(
+            "RLY-404",
+            "the schema could not be upgraded: a lock was not to be had",
+            "run it again at a quieter time",
+        )
+
+
+def _upgrade(connection: Connection) -> list[int]:
+    with connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = pg_catalog, pg_temp")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
+        found = installed_version(connection)
+        refuse_newer(found)
+        steps = list(range(found + 1, VERSION + 1))
+        if found == 0:
+            connection.execute(sql.SQL(BASE))
+        for version in steps:
+            connection.execute(step(version).encode())
+            connection.execute("INSERT INTO relay.schema_version (version) VALUES (%s)", (version,))
+        return steps
+
+
+def installed_version(connection: Connection) -> int:
+    """The schema version of the database; 0 where there is none."""
+    found = connection.execute("SELECT to_regclass('relay.schema_version') IS NOT NULL").fetchone()
+    if not (found and found[0]):
+        return 0
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM relay.schema_version").fetchone()
+    return int(row[0]) if row else 0
+
+
+def refuse_newer(found: int) -> None:
+    """Newer schemas may mean what this code does not know."""
+    if found > VERSION:
+        raise SchemaError(
+            "RLY-403",
+            f"the schema relay has version {found}, this code knows {VERSION}",
+            "install a newer relay",
+        )
+
+
+def require_version(connection: Connection) -> None:
+    """Refuses to work on a schema that does not fit.
+
+    Raises:
+        SchemaError: missing, too old or too new.
+    """
+    try:
+        found = installed_version(connection)
+    except psycopg.Error as error:
+        raise explain(error) from None
+    if found == 0:
+        raise SchemaError("RLY-401", "the schema relay is missing in this database", "run `relay db upgrade`")
+    if found < VERSION:
+        raise SchemaError(
+            "RLY-402", f"the schema relay has version {found}, needed is {VERSION}", "run `relay db upgrade`"
+        )
+    refuse_newer(found)
