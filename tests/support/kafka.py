@@ -315,7 +315,8 @@ class KafkaCluster:
     def up(self) -> None:
         """Starts whatever is not running; returns when all brokers serve clients and each partition is led.
 
-        The admin client is replaced: one that has seen its brokers refuse waits seconds before it looks again.
+        The admin client is replaced: one that has seen its brokers refuse waits seconds before it looks
+        again.
         """
         for broker in self.brokers:
             broker.start(self._folder)
