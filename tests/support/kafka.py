@@ -26,13 +26,14 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -366,16 +367,22 @@ class KafkaCluster:
 
     def _is_up(self) -> bool:
         found = self._metadata()
-        led = (p.leader > 0 for topic in found.topics.values() for p in topic.partitions.values())
-        return len(found.brokers) == len(self.brokers) and all(led)
+        counts = {name: len(topic.partitions) for name, topic in found.topics.items()}
+        return len(found.brokers) == len(self.brokers) and self._has_leaders(counts)
 
     def _is_served(self, name: str, partitions: int) -> bool:
         topic = self._metadata().topics.get(name)
-        return (
-            topic is not None
-            and len(topic.partitions) == partitions
-            and all(p.leader > 0 and len(p.isrs) == len(p.replicas) for p in topic.partitions.values())
-        )
+        if topic is None or len(topic.partitions) != partitions:
+            return False
+        is_full = all(len(p.isrs) == len(p.replicas) for p in topic.partitions.values())
+        return is_full and self._has_leaders({name: partitions})
+
+    def _has_leaders(self, counts: Mapping[str, int]) -> bool:
+        """Asks the leaders themselves: the metadata names one some moments before it knows that it leads."""
+        latest = OffsetSpec.latest()
+        wanted = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
+        answers = self._admin_client().list_offsets(wanted, request_timeout=5) if wanted else {}
+        return all(answer.result().offset >= 0 for answer in answers.values())
 
     def _until(self, what: str, holds: Callable[[], bool], timeout_seconds: float = 60) -> None:
         deadline = time.monotonic() + timeout_seconds

@@ -72,12 +72,12 @@ def _ends(consumer: Consumer, topic: str, deadline: float) -> dict[int, int]:
 
 
 def _watermarks(consumer: Consumer, partition: TopicPartition, deadline: float) -> tuple[int, int]:
-    """Asks again while a new leader does not know its own high watermark yet."""
+    """Asks again while a new leader does not know yet that it leads, or how far the topic goes."""
     while True:
         try:
             return consumer.get_watermark_offsets(partition, timeout=max(0.1, deadline - time.monotonic()))
-        except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline:
+        except KafkaException:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 

@@ -1,0 +1,61 @@
+"""Fixtures: each part starts when the first test asks for it, once per session, and ends with the session.
+
+A killed pytest leaves nothing behind either: every server hangs on a lifeline (`relay.demo.postgres`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from relay.demo.postgres import EmbeddedPostgres
+from tests.support import postgres
+
+
+@pytest.fixture(scope="session")
+def pg() -> Iterator[EmbeddedPostgres]:
+    """The shared Postgres 18. Not to be killed."""
+    yield postgres.server(18)
+    postgres.close_servers()
+
+
+@pytest.fixture(scope="session")
+def pg16() -> Iterator[EmbeddedPostgres]:
+    """The shared Postgres 16. Not to be killed."""
+    yield postgres.server(16)
+    postgres.close_servers()
+
+
+@pytest.fixture
+def database(pg) -> Iterator[str]:
+    """The DSN of a fresh, migrated database."""
+    dsn = postgres.fresh_database(pg)
+    yield dsn
+    postgres.drop_database(pg, dsn)
+
+
+@pytest.fixture(params=[16, 18], ids=["pg16", "pg18"])
+def any_database(request) -> Iterator[str]:
+    """As `database`, once on each major: for anything that depends on what Postgres does."""
+    server = request.getfixturevalue("pg" if request.param == 18 else "pg16")
+    dsn = postgres.fresh_database(server)
+    yield dsn
+    postgres.drop_database(server, dsn)
+
+
+@pytest.fixture(scope="session")
+def kafka():
+    """The shared single broker. Not to be killed."""
+    from tests.support import kafka
+
+    yield kafka.shared_cluster()
+    kafka.close_shared_cluster()
+
+
+@pytest.fixture
+def topic(kafka) -> str:
+    """A fresh topic with 8 partitions."""
+    from tests.support.kafka import fresh_topic
+
+    return fresh_topic(kafka)
