@@ -447,6 +447,13 @@ def test_a_step_back_is_measured_from_the_newest_event():
     assert (verdict.ok, verdict.step_backs, verdict.longest_step_back, verdict.repeated) == (True, 2, 2, 4)
 
 
+def test_a_late_event_may_not_be_skipped_by_later_repeats_either():
+    events = [written(b"a", sequence) for sequence in range(1, 5)]
+    log = {b"a": [record(events[sequence - 1]) for sequence in (1, 2, 4, 3, 4, 2, 4)]}
+    verdict = check(events, topic_of(random.Random(0), log))
+    assert set(verdict.found) == {"reordered", "suffix_broken"}
+
+
 def test_a_journal_that_names_an_event_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
         check([written(b"a", 1), written(b"a", 1)], [])
@@ -469,6 +476,7 @@ def test_records_that_are_not_in_offset_order_are_refused():
         ((b"a", (("h", b"1"), ("h", b"1"))), (b"a", (("h", b"1"),))),
         ((b"a", (("hb", b"c"),)), (b"a", (("h", b"bc"),))),
         ((b"ab", ()), (b"a", (("b", b""),))),
+        ((b"", (("a", b"x"), ("b", b"y"))), (b"", (("a1:xb", b"y"),))),
     ],
 )
 def test_different_contents_have_different_digests(one, other):
