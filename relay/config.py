@@ -381,11 +381,11 @@ def _check_relations(settings: Settings) -> None:
     daemon = settings.daemon
     # An event may be acknowledged as late as its publish time-out. If the lanes were taken away before that, another
     # relay would publish what this one is still sending.
-    if daemon.takeover_seconds < daemon.publish_timeout_seconds * 1.5:
+    if daemon.takeover_seconds < daemon.publish_timeout_seconds * 2:
         raise ConfigError(
             "RLY-204",
-            "daemon.takeover_seconds is less than 1.5 times daemon.publish_timeout_seconds",
-            f"set daemon.takeover_seconds to {daemon.publish_timeout_seconds * 1.5:g} or more",
+            "daemon.takeover_seconds is less than twice daemon.publish_timeout_seconds",
+            f"set daemon.takeover_seconds to {daemon.publish_timeout_seconds * 2:g} or more",
         )
     if daemon.shutdown_seconds <= daemon.publish_timeout_seconds:
         raise ConfigError(

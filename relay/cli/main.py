@@ -1,0 +1,52 @@
+"""The root command. Errors become one line on stderr and the exit code of their family."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+import click
+
+from relay import __version__
+from relay.config import Settings, load
+from relay.errors import RelayError
+
+
+class Root(click.Group):
+    """A group whose commands may raise RelayError."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; a RelayError ends the process with its line and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except RelayError as error:
+            fail(error)
+
+
+def fail(error: RelayError) -> NoReturn:
+    """Says one line and exits with the family's code."""
+    click.echo(str(error), err=True)
+    raise SystemExit(error.exit_code)
+
+
+def settings() -> Settings:
+    """The settings of this process, from its environment."""
+    return load(os.environ)
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="relay")
+def cli() -> None:
+    """Moves committed events from Postgres to Kafka, in order per key, without losing one."""
+
+
+def register() -> None:
+    """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
+    from relay.cli.db import db
+    from relay.cli.run import run
+
+    for command in (db, run):
+        cli.add_command(command)
+
+
+register()

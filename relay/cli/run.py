@@ -1,0 +1,26 @@
+"""`relay run`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from relay.cli.main import settings
+from relay.daemon import failpoints
+from relay.daemon.relay import Relay
+from relay.logs import set_up
+
+
+@click.command()
+@click.option("--drain", is_flag=True, help="Publish what is in the outbox, then exit.")
+def run(drain: bool) -> None:
+    """Run the daemon until SIGTERM.
+
+    Needs RELAY_DATABASE_URL and RELAY_KAFKA_BOOTSTRAP_SERVERS. Start as many instances as you like. SIGTERM finishes
+    what is in flight and exits 0; a second one exits at once.
+    """
+    loaded = settings()
+    failpoints.arm(os.environ)
+    sys.exit(Relay(loaded, set_up(loaded.log), drain=drain).run())

@@ -1,0 +1,68 @@
+"""Floors: below which id a lane holds nothing and never will, so that its index scan can start there.
+
+Deleted rows leave dead index entries, and while any old snapshot is open nobody may remove them. A scan from the start
+of the lane would walk them all at every look. A floor skips them, but ids do not become visible in order: a writer may
+draw an id now and commit in an hour. So a floor is only raised to what is proven:
+
+    1. read M, the last id drawn;
+    2. then note who holds a write lock on the outbox (a writer takes it before it draws an id and keeps it to its end);
+    3. when all of those have ended, no row with an id up to M can appear any more: M is proven.
+
+    ids   ... dead dead dead dead | live live live | M ......... new
+                                  ^ floor = min(first live row, M + 1)
+
+A writer that stays open must not hold everybody's floor for an hour. After `PATIENCE_SECONDS` it becomes a pin: its ids
+are above what had been drawn before it was first seen, so that point is remembered, and the proof goes on without it.
+From then on every read of rows is followed by a question: are all pins still open? If one has ended, its rows may have
+become visible below the floor, and a row that was read may have to come after them. The read is thrown away, the floors
+go back to the pin, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+PATIENCE_SECONDS = 3.0
+
+
+@dataclass(slots=True)
+class Horizon:
+    """What is proven about ids so far, for one relay process. One thread owns it."""
+
+    proven: int = 0
+    """No row with an id up to this can appear, except from a pin."""
+    pins: dict[str, int] = field(default_factory=dict)
+    """Long writers: virtual transaction to the id below which it wrote nothing (exclusive)."""
+    _previous: int = 0
+    _candidate: int = 0
+    _since: float = 0.0
+    _waiting: set[str] = field(default_factory=set)
+    _first_seen: dict[str, int] = field(default_factory=dict)
+
+    def observe(self, last_id: int, writers: Collection[str], now: float) -> int | None:
+        """Takes in one observation: `last_id` was read first, `writers` after it.
+
+        Returns the id to which floors must go back because a pin has ended, or None.
+        """
+        open_now = set(writers)
+        ended = [writer for writer in self.pins if writer not in open_now]
+        back = min((self.pins.pop(writer) for writer in ended), default=None)
+        self._first_seen = {w: self._first_seen.get(w, self._previous) for w in open_now}
+        self._previous = last_id
+        self._waiting &= open_now
+        if self._waiting and now - self._since > PATIENCE_SECONDS:
+            self.pins.update({w: self._first_seen[w] for w in self._waiting})
+            self._waiting = set()
+        if not self._waiting:
+            self.proven = max(self.proven, self._candidate)
+            self._candidate = last_id
+            self._since = now
+            self._waiting = open_now - set(self.pins)
+        return back
+
+
+def raised_floor(floor: int, first_live: int | None, proven: int) -> int:
+    """A lane's floor after a look at it: the first row that is there, but never beyond what is proven."""
+    reachable = proven + 1 if first_live is None else min(first_live, proven + 1)
+    return max(floor, reachable)

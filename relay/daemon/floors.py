@@ -1,0 +1,112 @@
+"""The floors of all lanes for one process, shared by its workers: see relay.core.horizon for what they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from relay.core.horizon import Horizon, raised_floor
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one unit may rely on: taken before its lanes are locked, valid while `epoch` stands."""
+
+    floors: list[int]
+    proven: int
+    pins: Mapping[str, int]
+    paused: list[str]
+    epoch: int
+
+
+class Floors:
+    """Floors, pins and paused topics. Every method may be called from any thread.
+
+    While topics are paused, their rows lie about in the lanes. A second set of floors then skips what has been looked
+    through, no further than is proven, and is forgotten when the set of paused topics changes.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self._lock = threading.Lock()
+        self._horizon = Horizon()
+        self._floors = [0] * lanes
+        self._skips = [0] * lanes
+        self._paused: dict[str, float] = {}
+        self._epoch = 0
+
+    def view(self) -> View:
+        """A consistent copy."""
+        with self._lock:
+            floors = self._skips if self._paused else self._floors
+            return View(
+                list(floors), self._horizon.proven, dict(self._horizon.pins), list(self._paused), self._epoch
+            )
+
+    def raise_to(self, view: View, first_live: Mapping[int, int | None]) -> None:
+        """Takes in what a look under the lanes' locks has shown: the first row at or above the floor, by lane."""
+        with self._lock:
+            if view.epoch != self._epoch:
+                return
+            floors = self._skips if self._paused else self._floors
+            for lane, first in first_live.items():
+                floors[lane] = raised_floor(floors[lane], first, view.proven)
+
+    def observe(self, last_id: int, writers: Collection[str], now: float) -> None:
+        """One observation of the horizon, in the order of relay.core.horizon."""
+        with self._lock:
+            back = self._horizon.observe(last_id, writers, now)
+            if back is not None:
+                self._go_back(back)
+
+    def pins_ended(self, view: View, writers: Iterable[str]) -> bool:
+        """Whether a pin of `view` has ended by now; the floors have gone back then, and what was read is void."""
+        open_now = set(writers)
+        ended = [writer for writer in view.pins if writer not in open_now]
+        if not ended:
+            return False
+        with self._lock:
+            self._go_back(min(view.pins[writer] for writer in ended))
+            for writer in ended:
+                self._horizon.pins.pop(writer, None)
+        return True
+
+    def breached(self, lane: int, found: int, epoch: int) -> bool:
+        """A row was found below the floor of a lane: go back to it. False if the floors have moved meanwhile."""
+        with self._lock:
+            if epoch != self._epoch:
+                return False
+            self._go_back(found - 1)
+            return True
+
+    def _go_back(self, low: int) -> None:
+        self._floors = [min(floor, low + 1) for floor in self._floors]
+        self._skips = list(self._floors)
+        self._epoch += 1
+
+    def pause(self, topic: str, until: float) -> bool:
+        """Leaves a topic's rows alone for now. True if it was not paused before."""
+        with self._lock:
+            new = topic not in self._paused
+            self._paused[topic] = until
+            if new:
+                self._skips = list(self._floors)
+                self._epoch += 1
+            return new
+
+    def resume(self, topic: str) -> None:
+        """Takes a topic up again."""
+        with self._lock:
+            if self._paused.pop(topic, None) is not None:
+                self._skips = list(self._floors)
+                self._epoch += 1
+
+    def due(self, now: float) -> list[str]:
+        """Paused topics whose time has come."""
+        with self._lock:
+            return [topic for topic, until in self._paused.items() if until <= now]
+
+    def paused(self) -> list[str]:
+        """The topics that are paused."""
+        with self._lock:
+            return list(self._paused)

@@ -1,0 +1,135 @@
+"""Every statement of the data path, in full, with what it locks and which index it needs. A test reads the plans.
+
+All run inside the unit's transaction under the settings of BEGIN. No statistics are relied on: the table is empty one
+minute and holds millions the next, so sequential scans are off and plans are generic.
+"""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+# One message, no extra round trip, and no session state that a pooler in transaction mode would lose.
+# synchronous_commit off: what a crash of the database can take away from us is a deletion, and that only repeats a
+# suffix. The time-out is what takes the lanes of a frozen relay away; it is completed with the number at start-up.
+BEGIN: LiteralString = """\
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL synchronous_commit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
+SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_generic_plan;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL idle_in_transaction_session_timeout = {takeover_ms}"""
+
+# Locks up to `lanes_max` rows of relay.lane, skipping those of other relays. One probe of outbox_pkey per lane, from
+# its floor. The lanes come in rotation, so that none starves.
+CLAIM: LiteralString = """\
+SELECT l.lane, l.parked, head.id, extract(epoch FROM clock_timestamp() - head.created_at)::float8
+FROM relay.lane AS l
+CROSS JOIN LATERAL (
+    SELECT o.id, o.created_at FROM relay.outbox AS o
+    WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1]
+      AND o.topic <> ALL (%(paused)s::text[])
+    ORDER BY o.id LIMIT 1
+) AS head
+ORDER BY (l.lane - %(start)s::int) & 16383
+LIMIT %(lanes_max)s
+FOR UPDATE OF l SKIP LOCKED"""
+
+# Locks nothing. Must be a statement of its own: in one statement with CLAIM its snapshot would be older than the
+# locks, and rows that another relay has just published and removed would be seen again. outbox_pkey, from the floor.
+# Payloads over 4 KiB stay behind, so that a unit's memory is bounded before its rows are known.
+READ: LiteralString = """\
+SELECT o.* FROM unnest(%(lanes)s::smallint[], %(floors)s::bigint[]) AS l (lane, floor)
+CROSS JOIN LATERAL (
+    SELECT p.lane, p.id, p.ctid, p.topic::varchar, p.key, p.headers::varchar, p.event_id::text,
+           CASE WHEN octet_length(p.payload) <= 4096 THEN p.payload END,
+           CASE WHEN octet_length(p.payload) > 4096 THEN octet_length(p.payload) END
+    FROM relay.outbox AS p
+    WHERE p.lane = l.lane AND p.id >= l.floor AND p.topic <> ALL (%(paused)s::text[])
+    ORDER BY p.id LIMIT %(rows_per_lane)s
+) AS o"""
+
+# The payloads that READ left behind, by the tuples it saw: the lane's lock keeps them where they are.
+READ_LARGE: LiteralString = (
+    "SELECT o.id, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"
+)
+
+# Removes exactly what was delivered, by tuple id: 0.8 microseconds a row against 2.5 by key and 1.7 by a join on both.
+# Never by range: under READ COMMITTED this sees rows that became visible after READ. The tuples cannot have moved,
+# since nobody else may touch the rows of a locked lane; if somebody did by hand, the sums differ and all is rolled back.
+DELETE: LiteralString = """\
+WITH gone AS (DELETE FROM relay.outbox WHERE ctid = ANY (%(ctids)s::tid[]) RETURNING id)
+SELECT count(*), coalesce(sum(id), 0)::bigint FROM gone"""
+
+# Locks nothing: is there work at all? In autocommit, so an idle relay draws no transaction id and opens no
+# transaction. A locked lane counts as work of its owner.
+PROBE: LiteralString = """\
+SELECT EXISTS (
+    SELECT FROM relay.lane AS l CROSS JOIN LATERAL (
+        SELECT FROM relay.outbox AS o
+        WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1] AND o.topic <> ALL (%(paused)s::text[])
+        LIMIT 1) AS head)"""
+
+# parked_lane. Which keys of these lanes have parked events: blocked ones stop, overtaken ones are marked.
+PARKED_KEYS: LiteralString = """\
+SELECT id, topic, key, policy = 'block' AS blocks, overtaken_at IS NOT NULL AS overtaken FROM relay.parked
+WHERE lane = ANY (%(lanes)s::smallint[]) AND NOT waits AND key IS NOT NULL"""
+
+# parked_pkey.
+MARK_OVERTAKEN: LiteralString = """\
+UPDATE relay.parked SET overtaken_at = clock_timestamp() WHERE id = ANY (%(ids)s::bigint[]) AND overtaken_at IS NULL"""
+
+# Moves rows from the outbox to the parked events, under their lanes' locks: each is in exactly one place at any time.
+PARK: LiteralString = """\
+WITH moved AS (
+    DELETE FROM relay.outbox AS o USING unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS d (lane, id)
+    WHERE o.lane = d.lane AND o.id = d.id
+    RETURNING o.id, o.lane, o.event_id, o.created_at, o.topic, o.key, o.headers, o.payload
+), parked AS (
+    INSERT INTO relay.parked (id, lane, event_id, created_at, topic, key, headers, payload,
+                              policy, waits, code, reason, attempts)
+    SELECT id, lane, event_id, created_at, topic, key, headers, payload,
+           %(policy)s, %(waits)s, %(code)s, %(reason)s, %(attempts)s FROM moved
+    RETURNING lane
+), counted AS (SELECT lane, count(*) AS n FROM parked GROUP BY lane)
+UPDATE relay.lane AS l SET parked = l.parked + c.n FROM counted AS c WHERE l.lane = c.lane"""
+
+# The last id drawn, and after it, in a statement of its own, who may still write below it.
+LAST_ID: LiteralString = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM relay.outbox_id_seq"
+
+WRITERS: LiteralString = """\
+SELECT virtualtransaction || '/' || coalesce(pid, 0) FROM pg_catalog.pg_locks
+WHERE locktype = 'relation' AND relation = 'relay.outbox'::regclass
+  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND granted"""
+
+# The safety net under the floors: must find nothing. One lane at a time, since it walks what the floors skip.
+BELOW_FLOOR: LiteralString = """\
+SELECT min(id) FROM (SELECT id FROM relay.outbox WHERE lane = %(lane)s AND id < %(floor)s ORDER BY id LIMIT 1) AS o"""
+
+LANES: LiteralString = "SELECT count(*), max(lane) FROM relay.lane"
+
+# What an operator asks for. Counts walk the whole backlog, so the daemon samples it seldom.
+BACKLOG: LiteralString = """\
+SELECT topic, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 FROM relay.outbox GROUP BY topic"""
+
+# outbox_pkey, one probe per lane: the age of the oldest event of each lane's head.
+OLDEST: LiteralString = """\
+SELECT coalesce(max(extract(epoch FROM clock_timestamp() - head.created_at)), 0)::float8
+FROM relay.lane AS l CROSS JOIN LATERAL (
+    SELECT o.created_at FROM relay.outbox AS o
+    WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1] ORDER BY o.id LIMIT 1) AS head"""
+
+PARKED_COUNT: LiteralString = "SELECT coalesce(sum(parked), 0)::bigint FROM relay.lane"
+
+# By topic, from at most 100,000 rows: a count of everything would walk a backlog of millions at every sample.
+BACKLOG_ESTIMATE: LiteralString = """\
+SELECT topic, count(*) FROM (SELECT topic FROM relay.outbox LIMIT 100000) AS o GROUP BY topic"""
+
+# The sleeping relay's half of the wake-up (relay.append_event has the other): whether it has the lock now, and whether
+# another relay has it. A session's lock, on the watch's own connection.
+SLEEP: LiteralString = """\
+SELECT pg_try_advisory_lock(7236836), EXISTS (
+    SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = 7236836
+    AND mode = 'ExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))"""
+AWAKE: LiteralString = "SELECT pg_advisory_unlock(7236836)"

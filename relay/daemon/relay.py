@@ -1,0 +1,217 @@
+"""One relay process: two workers, a watch, an HTTP thread, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import confluent_kafka
+import psycopg
+from confluent_kafka import KafkaException
+
+from relay import __version__
+from relay.config import Settings, require_database, require_kafka
+from relay.daemon import queries
+from relay.daemon.failpoints import failpoint
+from relay.daemon.floors import Floors
+from relay.daemon.publisher import Publisher
+from relay.daemon.state import State
+from relay.daemon.store import Store
+from relay.daemon.watch import Watch
+from relay.daemon.worker import Worker
+from relay.database import Connection, connect, explain
+from relay.errors import ConfigError, GrantError
+from relay.health import Answer, Health, answer_json
+from relay.logs import Logger
+from relay.metrics import Metrics
+from relay.schema.install import require_version
+
+CLAIM_RIGHTS = """\
+SELECT has_table_privilege('relay.outbox', 'SELECT') AND has_table_privilege('relay.outbox', 'DELETE'),
+       has_table_privilege('relay.lane', 'SELECT') AND has_any_column_privilege('relay.lane', 'UPDATE'),
+       has_table_privilege('relay.parked', 'SELECT') AND has_table_privilege('relay.parked', 'INSERT')
+           AND has_any_column_privilege('relay.parked', 'UPDATE'),
+       has_sequence_privilege('relay.outbox_id_seq', 'SELECT')"""
+CLAIM_RIGHTS_NAMES = ("SELECT, DELETE on relay.outbox", "SELECT, UPDATE on relay.lane",
+                      "SELECT, INSERT, UPDATE on relay.parked", "SELECT on relay.outbox_id_seq")  # fmt: skip
+
+
+class Relay:
+    """Everything that `relay run` runs. `run` blocks until the relay has stopped and returns the exit code."""
+
+    def __init__(self, settings: Settings, log: Logger, *, drain: bool = False) -> None:
+        self._settings = settings
+        self._log = log
+        self._drain = drain
+        self._url = require_database(settings)
+        self._kafka = require_kafka(settings)
+        self.instance = f"{socket.gethostname()}-{os.getpid()}"
+        self.state = State()
+        self.metrics = Metrics()
+        self._failed = False
+
+    def run(self) -> int:
+        """Checks, starts, waits for a signal, stops.
+
+        Raises:
+            RelayError: a setting, the schema or a grant is wrong, or the database cannot be reached at the start.
+        """
+        lanes = self._check_database()
+        publisher = self._new_publisher()
+        failpoint("at_startup")
+        floors = Floors(lanes)
+        health = self._start_health()
+        self._catch_signals()
+        workers = self._start_workers(publisher, floors, lanes)
+        self.state.started = True
+        self._log.info(
+            "relay.started", instance=self.instance, version=__version__, lanes=lanes,
+            librdkafka=confluent_kafka.libversion()[0], http=health.port if health else None,
+        )  # fmt: skip
+        self._wait(workers)
+        publisher.close()
+        if health:
+            health.stop()
+        self._log.info("relay.stopped", published=self.state.published)
+        return 1 if self._failed else 0
+
+    def _connect(self, part: str) -> Connection:
+        database = self._settings.database
+        return connect(
+            self._url,
+            f"relay {part} {self.instance}",
+            connect_timeout_seconds=database.connect_timeout_seconds,
+            deadline_seconds=database.deadline_seconds,
+        )
+
+    def _check_database(self) -> int:
+        """Refuses to start on a schema or with rights that do not fit; returns the number of lanes."""
+        with self._connect("start") as connection:
+            require_version(connection)
+            try:
+                allowed = connection.execute(CLAIM_RIGHTS).fetchone() or ()
+                missing = [name for name, ok in zip(CLAIM_RIGHTS_NAMES, allowed, strict=True) if not ok]
+                if missing:
+                    raise GrantError(
+                        "RLY-501",
+                        "the database role lacks " + "; ".join(missing),
+                        "run the SQL that `relay db grants` prints",
+                    )
+                row: Any = connection.execute(queries.LANES).fetchone()
+            except psycopg.Error as error:
+                raise explain(error) from None
+        return int(row[1]) + 1
+
+    def _new_publisher(self) -> Publisher:
+        try:
+            return Publisher(
+                self._kafka,
+                is_strict=lambda topic: self._settings.topic(topic).order == "strict",
+                publish_timeout_seconds=self._settings.daemon.publish_timeout_seconds,
+            )
+        except (KafkaException, TypeError, ValueError) as error:
+            cause = error.args[0] if error.args else error
+            text = cause.str() if isinstance(cause, confluent_kafka.KafkaError) else str(cause)
+            raise ConfigError(
+                "RLY-206",
+                f"librdkafka refuses a property: {text}",
+                "correct it under [kafka] or RELAY_KAFKA__...",
+            ) from None
+
+    def _start_workers(self, publisher: Publisher, floors: Floors, lanes: int) -> list[threading.Thread]:
+        daemon = self._settings.daemon
+        common: dict[str, Any] = {
+            "publisher": publisher, "floors": floors, "settings": self._settings,
+            "state": self.state, "metrics": self.metrics, "log": self._log,
+        }  # fmt: skip
+
+        def open_store(index: int) -> Store:
+            return Store(
+                self._connect(f"worker {index}"),
+                floors,
+                rows_max=daemon.rows_max,
+                bytes_max=daemon.bytes_max,
+                lanes_max=min(daemon.lanes_max, max(1, lanes // 2)),
+                takeover_seconds=daemon.takeover_seconds,
+            )
+
+        def worker(index: int) -> Callable[[], None]:
+            return Worker(index, open_store=lambda: open_store(index), drain=self._drain, **common).run
+
+        watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, **common)
+        workers = [self._thread(f"worker-{i}", worker(i)) for i in range(daemon.units_in_flight)]
+        for thread in [*workers, self._thread("watch", watch.run)]:
+            thread.start()
+        return workers
+
+    def _thread(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target()
+            except Exception as error:
+                # Its text may hold a row: the kind and the place must do. A restart is safe by design.
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self._log.error(
+                    "worker.failed", kind=type(error).__name__, where=f"{place.name}:{place.lineno}"
+                )
+                self._failed = True
+                self._stop()
+
+        return threading.Thread(target=guarded, name=name, daemon=True)
+
+    def _stop(self) -> None:
+        self.state.stop.set()
+        self.state.ring()
+
+    def _catch_signals(self) -> None:
+        def on_signal(number: int, _frame: object) -> None:
+            if self.state.stop.is_set():
+                os._exit(128 + number)
+            self._log.info("relay.stopping", signal=signal.Signals(number).name)
+            self._stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+
+    def _wait(self, workers: list[threading.Thread]) -> None:
+        """Until the workers have ended: by a signal, a failure, or an empty outbox. A stop does not wait for ever."""
+        while any(thread.is_alive() for thread in workers) and not self.state.stop.is_set():
+            for thread in workers:
+                thread.join(0.1)
+        until = time.monotonic() + self._settings.daemon.shutdown_seconds
+        self._stop()
+        for thread in workers:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _start_health(self) -> Health | None:
+        http = self._settings.http
+        if not http.enabled:
+            return None
+        health = Health(
+            http.host, http.port, {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
+        )
+        health.start()
+        return health
+
+    def _livez(self) -> Answer:
+        """Alive while the loop has turned within three times the longest step it may take."""
+        daemon, database = self._settings.daemon, self._settings.database
+        allowed = 3 * (daemon.publish_timeout_seconds + database.deadline_seconds + daemon.idle_seconds)
+        age = self.state.clock() - self.state.heartbeat if self.state.heartbeat else 0.0
+        return answer_json(age < allowed, {"alive": age < allowed, "heartbeat_age_seconds": round(age, 1)})
+
+    def _readyz(self) -> Answer:
+        state = self.state
+        ready = state.started and state.database_up and state.kafka_up and not state.stop.is_set()
+        return answer_json(
+            ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)}
+        )
+
+    def _metrics(self) -> Answer:
+        return Answer(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.exposition())

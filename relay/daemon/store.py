@@ -1,0 +1,252 @@
+"""The outbox as one worker sees it: lock lanes, read their rows, remove what was delivered, all in one transaction.
+
+A unit's transaction is open while Kafka acknowledges. The lane locks and the deletion share it, so a relay that lost
+its connection cannot remove anything, and a relay that died has locked nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+from psycopg.types.string import ByteaBinaryLoader
+
+from relay.core.event import Row
+from relay.daemon import queries
+from relay.daemon.failpoints import failpoint, is_armed
+from relay.daemon.floors import Floors, View
+from relay.database import Connection
+
+TID_ARRAY = 1010
+TID = 27
+
+
+class Tids(bytes):
+    """A `tid[]` in the wire's binary form."""
+
+    @classmethod
+    def of(cls, ctids: Sequence[bytes]) -> Tids:
+        """From the six bytes that the database sent for each. Empty arrays have no dimension."""
+        head = struct.pack(">iii", 1, 0, TID) + struct.pack(">ii", len(ctids), 1)
+        return cls(head + b"".join([b"\0\0\0\6" + ctid for ctid in ctids]))
+
+
+class TidsDumper(Dumper):
+    """Sends Tids as they are."""
+
+    format = Format.BINARY
+    oid = TID_ARRAY
+
+    def dump(self, obj: Any) -> bytes:
+        """The bytes themselves."""
+        return bytes(obj)
+
+
+@dataclass(slots=True)
+class Unit:
+    """One unit of work: locked lanes, and their first rows in id order per lane."""
+
+    view: View
+    lanes: list[int]
+    rows: list[Row]
+    """In the shape of Row, as plain tuples: naming the columns of each row would cost a tenth of the drain rate."""
+    claimed_at: float
+    """Monotonic, before the lanes were locked."""
+    oldest_seconds: float
+    blocked: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    """Keys that a parked event blocks, with that event's id."""
+    parked: dict[tuple[str, bytes], list[int]] = field(default_factory=dict)
+    """Keys with parked events that are not marked as overtaken yet."""
+
+
+class MovedError(Exception):
+    """A row of a locked lane was changed by somebody else. The unit was rolled back; nothing was removed."""
+
+
+class Store:
+    """One worker's connection to the outbox. Not thread-safe. Every method may raise psycopg.Error: discard it then."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        floors: Floors,
+        *,
+        rows_max: int,
+        bytes_max: int,
+        lanes_max: int,
+        takeover_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connection = connection
+        self._floors = floors
+        self._rows_max = rows_max
+        self._bytes_max = bytes_max
+        self._lanes_max = lanes_max
+        self._clock = clock
+        self._row_bytes = 256.0
+        self._start = 0
+        self._begin = queries.BEGIN.format(takeover_ms=int(takeover_seconds * 1000)).encode()
+        connection.adapters.register_dumper(Tids, TidsDumper)
+        # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
+        connection.adapters.register_loader("text", ByteaBinaryLoader)
+
+    def close(self) -> None:
+        """Ends the session; what was locked is free."""
+        self._connection.close()
+
+    def has_work(self) -> bool:
+        """Whether any lane has a row, be it locked by another relay. One statement, no transaction is left open."""
+        view = self._floors.view()
+        found = self._one(queries.PROBE, {"floors": view.floors, "paused": view.paused})
+        return bool(found[0])
+
+    def is_empty(self) -> bool:
+        """Whether the outbox holds no visible row at all, paused topics and floors aside."""
+        return bool(self._one("SELECT NOT EXISTS (SELECT FROM relay.outbox)", {})[0])
+
+    def claim(self) -> Unit | None:
+        """Locks free lanes that have work and reads their rows; None if there are none, with nothing left open."""
+        claimed_at = self._clock()
+        view = self._floors.view()
+        self._connection.execute(self._begin)
+        heads = self._all(
+            queries.CLAIM,
+            {
+                "floors": view.floors,
+                "paused": view.paused,
+                "start": self._start,
+                "lanes_max": self._lanes_max,
+            },
+        )
+        if not heads:
+            self.abandon()
+            return None
+        lanes = [head[0] for head in heads]
+        self._start = lanes[-1] + 1
+        rows = self._read(view, lanes)
+        if view.pins and self._floors.pins_ended(view, self.writers()):
+            # Rows of a long writer have become visible below the floors: they may belong before what was just read.
+            self.abandon()
+            return self.claim()
+        self._raise_floors(view, lanes, rows)
+        if not rows:
+            self.abandon()
+            return None
+        unit = Unit(view, lanes, rows, claimed_at, max(head[3] for head in heads))
+        if any(head[1] for head in heads):
+            self._note_parked(unit)
+        failpoint("after_claim")
+        return unit
+
+    def _read(self, view: View, lanes: list[int]) -> list[Row]:
+        limit = max(1, min(self._rows_max, int(self._bytes_max / self._row_bytes)))
+        rows = self._all(
+            queries.READ,
+            {
+                "lanes": lanes,
+                "floors": [view.floors[lane] for lane in lanes],
+                "paused": view.paused,
+                "rows_per_lane": math.ceil(limit / len(lanes)),
+            },
+        )
+        if rows:
+            size = sum(len(row[7] or b"") + (row[8] or 0) for row in rows) / len(rows) + 128
+            self._row_bytes += (size - self._row_bytes) * (0.5 if size < self._row_bytes else 1.0)
+        if any(row[8] is not None for row in rows):
+            return self._with_large(rows)
+        return rows
+
+    def _with_large(self, rows: list[Row]) -> list[Row]:
+        """Fetches large payloads until the unit's bytes are used up; what comes later in a lane waits for a later unit."""
+        kept: list[Row] = []
+        large: list[bytes] = []
+        full: set[int] = set()
+        total = 0
+        for row in rows:
+            lane, size = row[0], (row[8] if row[8] is not None else len(row[7] or b""))
+            if lane in full or (kept and total + size > self._bytes_max):
+                full.add(lane)
+                continue
+            total += size
+            kept.append(row)
+            if row[8] is not None:
+                large.append(row[2])
+        payloads = dict(self._all(queries.READ_LARGE, {"ctids": Tids.of(large)})) if large else {}
+        # A row that vanished by hand in between is not published.
+        return [
+            Row(*row[:7], payloads[row[1]], row[8]) if row[8] is not None else row
+            for row in kept
+            if row[8] is None or row[1] in payloads
+        ]
+
+    def _raise_floors(self, view: View, lanes: list[int], rows: list[Row]) -> None:
+        first: dict[int, int | None] = dict.fromkeys(lanes)
+        for row in rows:
+            if first[row[0]] is None:
+                first[row[0]] = row[1]
+        self._floors.raise_to(view, first)
+
+    def _note_parked(self, unit: Unit) -> None:
+        for id_, topic, key, blocks, overtaken in self._all(queries.PARKED_KEYS, {"lanes": unit.lanes}):
+            name = (topic.decode(), key)
+            if blocks:
+                unit.blocked[name] = id_
+            elif not overtaken:
+                unit.parked.setdefault(name, []).append(id_)
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Removes exactly these rows of the open unit.
+
+        Raises:
+            MovedError: somebody changed a row by hand; the unit was rolled back, and its rows will go again.
+        """
+        if not rows:
+            return
+        count, total = self._one(queries.DELETE, {"ctids": Tids.of([row[2] for row in rows])})
+        if count != len(rows) or total != sum([row[1] for row in rows]):
+            self.abandon()
+            raise MovedError
+
+    def park(
+        self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int
+    ) -> None:
+        """Moves rows of the open unit to the parked events."""
+        parameters = {"lanes": [row[0] for row in rows], "ids": [row[1] for row in rows], "policy": policy}
+        self._connection.execute(
+            queries.PARK, {**parameters, "waits": waits, "code": code, "reason": reason, "attempts": attempts}
+        )
+        failpoint("in_parking")
+
+    def mark_overtaken(self, ids: list[int]) -> None:
+        """Notes that later events of the keys of these parked events are being published."""
+        self._connection.execute(queries.MARK_OVERTAKEN, {"ids": ids})
+
+    def commit(self) -> None:
+        """Ends the unit. Raises psycopg.Error if it is unknown whether it did: the next look will tell."""
+        failpoint("after_delete")
+        if is_armed("in_commit"):
+            self._connection.pgconn.send_query(b"COMMIT")
+        failpoint("in_commit")
+        self._connection.execute("COMMIT")
+        failpoint("after_commit")
+
+    def abandon(self) -> None:
+        """Ends the unit and changes nothing."""
+        self._connection.execute("ROLLBACK")
+
+    def writers(self) -> list[str]:
+        """Who holds a write lock on the outbox now."""
+        return [row[0].decode() for row in self._all(queries.WRITERS, {})]
+
+    def _all(self, query: Any, parameters: dict[str, Any]) -> list[Any]:
+        with self._connection.cursor(binary=True) as cursor:
+            return cursor.execute(query, parameters, prepare=True).fetchall()
+
+    def _one(self, query: Any, parameters: dict[str, Any]) -> Any:
+        return self._all(query, parameters)[0]

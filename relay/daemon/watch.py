@@ -1,0 +1,200 @@
+"""What goes on beside the workers, on one connection of its own: wake-ups, the horizon, samples, paused topics.
+
+Waking up. Polling is the truth; a notification is a hint. A notification in every commit would serialise commits (up to
+80 % of a database's insert rate), so writers notify only while a relay sleeps. The sleeper holds an advisory lock
+exclusively; a writer tries to share it, which fails only then, and keeps its share until it commits. So:
+
+    the sleeper gets the lock     every writer from now on notifies, and no writer has an event that it did not announce
+    it looks once more            what was committed before is found now
+    it waits                      for a notification, or a second
+
+If somebody writes without end the lock is not to be had, and the relay goes on polling. If a pooler swallows the
+notification, or the sleeper dies, the next look comes after `daemon.idle_seconds` all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from relay.config import Settings
+from relay.core.backoff import backoff_seconds
+from relay.daemon import queries
+from relay.daemon.floors import Floors
+from relay.daemon.publisher import Publisher
+from relay.daemon.state import State
+from relay.database import Connection
+from relay.errors import RelayError
+from relay.logs import Logger
+from relay.metrics import Metrics
+
+TICK_SECONDS = 1.0
+SAMPLE_SECONDS = 10.0
+RESCAN_SECONDS = 10.0
+DROWSY_SECONDS = 1.0
+"""How long there must have been nothing to do before the relay tries to sleep."""
+CHANNEL = "relay_wake"
+
+
+class Watch:
+    """Runs in a thread of its own until the relay stops. Nothing that the workers promise depends on it."""
+
+    def __init__(
+        self,
+        *,
+        open_connection: Callable[[], Connection],
+        publisher: Publisher,
+        floors: Floors,
+        lanes: int,
+        settings: Settings,
+        state: State,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self._open_connection = open_connection
+        self._publisher = publisher
+        self._floors = floors
+        self._lanes = lanes
+        self._settings = settings
+        self._state = state
+        self._metrics = metrics
+        self._log = log
+        self._next_sample = 0.0
+        self._next_rescan = 0.0
+        self._rescan_lane = 0
+        self._holds_lock = False
+
+    def run(self) -> None:
+        """Watches until the relay stops. A lost connection is opened anew; the workers say so in the log."""
+        losses = 0
+        while not self._state.stop.is_set():
+            connection: Connection | None = None
+            try:
+                connection = self._open_connection()
+                connection.execute("LISTEN relay_wake")
+                losses = 0
+                while not self._state.stop.is_set():
+                    self._step(connection)
+            except (psycopg.Error, RelayError):
+                losses += 1
+            finally:
+                self._wake_up()
+                self._holds_lock = False
+                if connection is not None:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.close()
+            self._state.stop.wait(backoff_seconds(losses, random.random()))  # noqa: S311
+
+    def _step(self, connection: Connection) -> None:
+        """One turn, a second at most."""
+        now = self._state.clock()
+        self._metrics.heartbeat.set(time.time() - (now - self._state.heartbeat))
+        self._look_at_topics(now)
+        if self._state.idle_for() < DROWSY_SECONDS or not self._state.kafka_up:
+            self._wake_up(connection)
+            self._observe(connection, now)
+            self._state.stop.wait(TICK_SECONDS)
+        elif self._fall_asleep(connection):
+            self._doze(connection)
+        else:
+            self._state.stop.wait(TICK_SECONDS / 4)
+
+    def _fall_asleep(self, connection: Connection) -> bool:
+        """Whether writers will notify from now on, because this relay or another one holds the lock."""
+        if not self._holds_lock:
+            got, other = self._all(connection, queries.SLEEP)[0]
+            self._holds_lock = bool(got)
+            if not (got or other):
+                return False
+        if not self._state.asleep.is_set():
+            self._state.asleep.set()
+            self._metrics.asleep.set(1)
+            # What was committed before the lock was had has not been announced: look once more.
+            self._state.ring()
+        return True
+
+    def _doze(self, connection: Connection) -> None:
+        """Waits for a notification. The lock of another sleeper may vanish with it, so that is asked for every other second."""
+        seconds = (
+            self._settings.daemon.idle_seconds
+            if self._holds_lock
+            else max(2.0, self._settings.daemon.idle_seconds)
+        )
+        until = self._state.clock() + seconds
+        while not self._state.stop.is_set() and self._state.clock() < until and self._state.asleep.is_set():
+            for _notification in connection.notifies(timeout=0.2, stop_after=1):
+                self._state.found_work()
+                self._wake_up(connection)
+                self._state.ring()
+                return
+            if self._state.idle_for() < DROWSY_SECONDS:
+                return
+
+    def _wake_up(self, connection: Connection | None = None) -> None:
+        """Lets writers be silent again. Without a connection the lock has gone with it."""
+        self._state.asleep.clear()
+        self._metrics.asleep.set(0)
+        if self._holds_lock and connection is not None:
+            connection.execute(queries.AWAKE)
+        self._holds_lock = False
+
+    def _observe(self, connection: Connection, now: float) -> None:
+        """The horizon at every turn; the net below the floors and the counts now and then."""
+        last_id = self._all(connection, queries.LAST_ID)[0][0]
+        # A statement of its own, after the first: the order is the proof.
+        writers = [row[0] for row in self._all(connection, queries.WRITERS)]
+        self._floors.observe(last_id, writers, now)
+        if now >= self._next_rescan:
+            self._next_rescan = now + RESCAN_SECONDS
+            self._rescan(connection)
+        if now >= self._next_sample:
+            self._next_sample = now + SAMPLE_SECONDS
+            self._sample(connection)
+
+    def _rescan(self, connection: Connection) -> None:
+        """Looks below the floor of one lane, where nothing may be."""
+        lane, self._rescan_lane = self._rescan_lane, (self._rescan_lane + 1) % self._lanes
+        view = self._floors.view()
+        if view.paused:
+            return
+        found = self._all(connection, queries.BELOW_FLOOR, {"lane": lane, "floor": view.floors[lane]})[0][0]
+        if found is None:
+            return
+        if view.pins:
+            writers = [row[0] for row in self._all(connection, queries.WRITERS)]
+            if self._floors.pins_ended(view, writers):
+                return
+        if self._floors.breached(lane, found, view.epoch):
+            self._metrics.floor_breaches.inc()
+            self._log.error("floor.breached", lane=lane, below=view.floors[lane] - found)
+
+    def _sample(self, connection: Connection) -> None:
+        floors = self._floors.view().floors
+        self._metrics.oldest.set(self._all(connection, queries.OLDEST, {"floors": floors})[0][0])
+        self._metrics.parked.set(self._all(connection, queries.PARKED_COUNT)[0][0])
+        self._metrics.backlog.clear()
+        for topic, count in self._all(connection, queries.BACKLOG_ESTIMATE):
+            self._metrics.backlog.labels(topic).set(count)
+
+    def _look_at_topics(self, now: float) -> None:
+        """Takes paused topics up again that can be written now."""
+        for topic in self._floors.due(now):
+            if self._publisher.can_write(topic):
+                self._publisher.forget(topic)
+                self._floors.resume(topic)
+                self._state.problems.pop(f"topic {topic}", None)
+                self._log.info("topic.resumed", topic=topic)
+                self._state.ring()
+            else:
+                self._floors.pause(topic, now + self._settings.daemon.topic_retry_seconds)
+        self._metrics.paused_topics.set(len(self._floors.paused()))
+
+    @staticmethod
+    def _all(
+        connection: Connection, query: queries.LiteralString, parameters: dict[str, object] | None = None
+    ) -> list[tuple[object, ...]]:
+        return connection.execute(query, parameters).fetchall()
