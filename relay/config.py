@@ -13,14 +13,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from relay.errors import ConfigError
-
-Order = Literal["pipelined", "strict"]
-Poison = Literal["park", "block", "topic"]
-LogFormat = Literal["auto", "json", "console"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def setting(
@@ -39,12 +34,8 @@ def setting(
 class Database:
     """`[database]`"""
 
-    url: str = setting(
-        "", doc="Postgres, as a URL or key-value pairs. Several hosts are allowed.", secret=True
-    )
-    connect_timeout_seconds: float = setting(
-        5.0, doc="How long one attempt to connect may take.", low=1, high=60
-    )
+    url: str = setting("", doc="Postgres, as a URL or key-value pairs. Several hosts are allowed.", secret=True)
+    connect_timeout_seconds: float = setting(5.0, doc="How long one attempt to connect may take.", low=1, high=60)
     deadline_seconds: float = setting(
         10.0,
         doc="How long a statement may take before its connection is given up, from the client's side.",
@@ -99,9 +90,7 @@ class Http:
     """`[http]`"""
 
     enabled: bool = setting(True, doc="Serve /livez, /readyz and /metrics.")
-    host: str = setting(
-        "127.0.0.1", doc="The address to listen on. Anything else than loopback is your decision."
-    )
+    host: str = setting("127.0.0.1", doc="The address to listen on. Anything else than loopback is your decision.")
     port: int = setting(
         0,
         doc="The port; 0 is 9464, or a free one if another instance on this host has it.",
@@ -114,24 +103,24 @@ class Http:
 class Log:
     """`[log]`"""
 
-    level: LogLevel = setting("info", doc="The least level that is written.")
-    format: LogFormat = setting("auto", doc="Text on a terminal, JSON elsewhere, unless told otherwise.")
+    level: Literal["debug", "info", "warning", "error"] = setting("info", doc="The least level that is written.")
+    format: Literal["auto", "json", "console"] = setting(
+        "auto", doc="Text on a terminal, JSON elsewhere, unless told otherwise."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
     """`[topics."NAME"]`, and `[topics."*"]` for all others."""
 
-    order: Order = setting(
+    order: Literal["pipelined", "strict"] = setting(
         "pipelined", doc="`strict` keeps one unacknowledged event per key: no repeated suffix, less speed."
     )
-    poison: Poison = setting(
+    poison: Literal["park", "block", "topic"] = setting(
         "park",
         doc="What happens to an event that Kafka refuses: `park` it, `block` its key, or a dead-letter `topic`.",
     )
-    dead_letter: str = setting(
-        "", doc="The dead-letter topic of `topic`; empty is the topic's name with `.dead`."
-    )
+    dead_letter: str = setting("", doc="The dead-letter topic of `topic`; empty is the topic's name with `.dead`.")
 
 
 KAFKA_DEFAULTS: dict[str, Any] = {
@@ -161,6 +150,8 @@ KAFKA_GUARDED: dict[str, tuple[str, ...]] = {
 KAFKA_OURS: dict[str, str] = {
     "message.timeout.ms": "daemon.publish_timeout_seconds",
     "delivery.timeout.ms": "daemon.publish_timeout_seconds",
+    "metadata.broker.list": "kafka.bootstrap.servers",
+    "log_level": "log.level",
     "transactional.id": "",
     "on_delivery": "",
     "error_cb": "",
@@ -192,6 +183,23 @@ SHORT: dict[str, tuple[str, str]] = {
 APART = {"RELAY_CONFIG", "RELAY_FAILPOINTS", "RELAY_ENV", "RELAY_TEST_CACHE", "RELAY_BENCH_SCALE"}
 """Variables with our prefix that are no settings."""
 
+KAFKA_FILES = {
+    "sasl.oauthbearer.assertion.file",
+    "sasl.oauthbearer.assertion.private.key.file",
+    "sasl.oauthbearer.assertion.jwt.template.file",
+}
+"""Properties of librdkafka that end in `file` themselves: in the environment they hold a path, not a secret's place."""
+
+
+class Given(NamedTuple):
+    """A value before it is checked, and where it comes from."""
+
+    value: object
+    origin: str
+
+
+Raw = dict[str, dict[str, Given]]
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings of this process.
@@ -199,74 +207,99 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises:
         ConfigError: names the field, the kind of value it got (never the value) and the fix. Nothing was started.
     """
-    raw: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "kafka", "topics")}
+    return load_with_origins(environ)[0]
+
+
+def load_with_origins(environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """As `load`, and what set each `section.name`: a variable or the file. What is absent there is a default."""
+    raw: Raw = {name: {} for name in (*SECTIONS, "kafka", "topics")}
     _read_file(environ.get("RELAY_CONFIG", ""), raw)
     _read_environment(environ, raw)
-    sections = {name: _section(name, raw[name], cls) for name, cls in SECTIONS.items()}
-    topics = {name: _section(f'topics."{name}"', values, Topic) for name, values in raw["topics"].items()}
-    settings = Settings(kafka=_kafka(raw["kafka"]), topics=topics, **sections)
+    plain = {section: {name: given.value for name, given in values.items()} for section, values in raw.items()}
+    sections = {name: _section(name, plain[name], cls) for name, cls in SECTIONS.items()}
+    topics = {name: _section(f'topics."{name}"', values, Topic) for name, values in plain["topics"].items()}
+    settings = Settings(kafka=_kafka(plain["kafka"]), topics=topics, **sections)
     _check_relations(settings)
-    return settings
+    origins = {f"{section}.{name}": given.origin for section, values in raw.items() for name, given in values.items()}
+    return settings, origins
 
 
-def _read_file(path: str, raw: dict[str, dict[str, Any]]) -> None:
+def _read_file(path: str, raw: Raw) -> None:
     file = Path(path or "relay.toml")
     if not path and not file.is_file():
         return
     try:
         with file.open("rb") as opened:
             content = tomllib.load(opened)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
+        # TOMLDecodeError and UnicodeDecodeError are ValueErrors.
         kind = error.strerror if isinstance(error, OSError) else "it is not valid TOML"
         raise ConfigError(
-            "RLY-205",
-            f"cannot read the settings file {file.name}: {kind}",
-            "correct RELAY_CONFIG or the file",
+            "RLY-205", f"cannot read the settings file {file.name}: {kind}", "correct RELAY_CONFIG or the file"
         ) from None
     for section, values in content.items():
         if section not in raw:
-            raise ConfigError(
-                "RLY-202", f"unknown section [{section}] in {file.name}", _nearest(section, list(raw))
-            )
+            raise ConfigError("RLY-202", f"unknown section [{section}] in {file.name}", _nearest(section, list(raw)))
         if not isinstance(values, dict):
             raise ConfigError(
-                "RLY-203",
-                f"{section} in {file.name} is a {_kind(values)}, not a section",
-                f"write [{section}]",
+                "RLY-203", f"{section} in {file.name} is a {_kind(values)}, not a section", f"write [{section}]"
             )
-        raw[section].update(_with_files(section, values))
+        for name, value in (_flat(values) if section == "kafka" else values).items():
+            _take_from_file(raw, section, name, value, file.name)
 
 
-def _with_files(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`url_file = "path"` stands for `url` with the content of that file."""
-    known = {f.name for f in fields(SECTIONS[section])} if section in SECTIONS else set()
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """TOML reads `bootstrap.servers = ...` without quotes as tables in tables; a property has one dotted name."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        if name.endswith("_file") and name not in known:
-            out[name.removesuffix("_file")] = _secret_file(f"{section}.{name}", str(value))
+        if isinstance(value, dict):
+            out.update(_flat(value, f"{prefix}{name}."))
         else:
-            out[name] = value
+            out[prefix + name] = value
     return out
 
 
-def _read_environment(environ: Mapping[str, str], raw: dict[str, dict[str, Any]]) -> None:
+def _take_from_file(raw: Raw, section: str, name: str, value: object, file: str) -> None:
+    """`url_file = "path"` stands for `url` with the content of that file. Topics may be called anything."""
+    wanted, content = name, value
+    if section != "topics" and name.endswith("_file"):
+        wanted = name.removesuffix("_file")
+        content = _secret_file(f"{section}.{name}", str(value))
+    if wanted in raw[section]:
+        raise _twice(f"{section}.{wanted}", f"{wanted} and {wanted}_file in {file}")
+    raw[section][wanted] = Given(content, f"file {file}")
+
+
+def _read_environment(environ: Mapping[str, str], raw: Raw) -> None:
+    """Variables win over the file. Two variables for one setting contradict each other, whatever their order."""
+    taken: dict[tuple[str, str], str] = {}
     for variable, text in environ.items():
         if not variable.startswith("RELAY_") or variable in APART:
             continue
-        value, name = text, variable
-        if variable.endswith("_FILE"):
-            name = variable.removesuffix("_FILE")
-            value = _secret_file(variable, text)
+        section, key, is_file = _name_of(variable)
+        if (section, key) in taken:
+            raise _twice(f"{section}.{key}", " and ".join(sorted((taken[section, key], variable))))
+        taken[section, key] = variable
+        raw[section][key] = Given(_secret_file(variable, text) if is_file else text, f"env {variable}")
+
+
+def _name_of(variable: str) -> tuple[str, str, bool]:
+    """The setting that a variable names, and whether the variable holds the path of a file with its value."""
+    for name, is_file in ((variable, False), (variable.removesuffix("_FILE"), True)):
         if name in SHORT:
-            section, key = SHORT[name]
-        else:
-            section, separator, key = name.removeprefix("RELAY_").lower().partition("__")
-            if not separator or section not in raw or section == "topics" or not key:
-                raise ConfigError("RLY-202", f"unknown setting {variable}", _nearest(name, _variables()))
-            key = key.replace("_", ".") if section == "kafka" else key
-            if section in SECTIONS and key not in {f.name for f in fields(SECTIONS[section])}:
-                raise ConfigError("RLY-202", f"unknown setting {variable}", _nearest(name, _variables()))
-        raw[section][key] = value
+            return *SHORT[name], is_file
+        section, _, key = name.removeprefix("RELAY_").lower().partition("__")
+        if section in SECTIONS and key in {f.name for f in fields(SECTIONS[section])}:
+            return section, key, is_file
+        prop = key.replace("_", ".")
+        if section == "kafka" and prop and (is_file or not prop.endswith(".file") or prop in KAFKA_FILES):
+            # librdkafka has one property with an underscore.
+            return section, "log_level" if prop == "log.level" else prop, is_file
+    raise ConfigError("RLY-202", f"unknown setting {variable}", _nearest(variable, _variables()))
+
+
+def _twice(name: str, ways: str) -> ConfigError:
+    return ConfigError("RLY-204", f"{name} is set twice, by {ways}", "keep one of them")
 
 
 def _variables() -> list[str]:
@@ -278,8 +311,8 @@ def _variables() -> list[str]:
 def _secret_file(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        kind = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    except (OSError, ValueError) as error:
+        kind = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(
             "RLY-205", f"cannot read the file that {name} names: {kind}", "correct the path or its rights"
         ) from None
@@ -300,21 +333,21 @@ def _section(section: str, values: object, cls: type[Any]) -> Any:
     if not isinstance(values, dict):
         raise ConfigError("RLY-203", f"[{section}] is a {_kind(values)}, not a table", f"write [{section}]")
     known = {f.name: f for f in fields(cls)}
-    for name in values:
+    types = get_type_hints(cls)
+    for name, value in values.items():
         if name not in known:
+            if isinstance(value, dict):
+                raise ConfigError(
+                    "RLY-202",
+                    f"unknown setting {section}.{name}, a table",
+                    'write a topic\'s name in quotes: [topics."a.b"]',
+                )
             raise ConfigError("RLY-202", f"unknown setting {section}.{name}", _nearest(name, list(known)))
-    return cls(**{name: _value(f"{section}.{name}", known[name], value) for name, value in values.items()})
+    return cls(**{name: _value(f"{section}.{name}", known[name], types[name], value) for name, value in values.items()})
 
 
-TYPES: dict[str, Any] = {
-    "str": str, "int": int, "float": float, "bool": bool,
-    "Order": Order, "Poison": Poison, "LogFormat": LogFormat, "LogLevel": LogLevel,
-}  # fmt: skip
-
-
-def _value(name: str, spec: Any, value: object) -> Any:
+def _value(name: str, spec: Any, wanted: Any, value: object) -> Any:
     """The value in the field's type. An error never shows the value: it may be a secret that hit the wrong field."""
-    wanted = TYPES[spec.type]
     if choices := get_args(wanted):
         if value not in choices:
             raise ConfigError("RLY-203", f"{name} is none of its values", "use one of " + ", ".join(choices))
@@ -333,20 +366,16 @@ def _value(name: str, spec: Any, value: object) -> Any:
     return converted
 
 
+WORDS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
 def _convert(value: object, wanted: type[Any]) -> Any:
+    """None if it cannot be one. Never a loss: 2.5 is no integer, and 5 no text."""
     if wanted is bool:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
-        return value if isinstance(value, bool) else words.get(str(value).lower())
+        return WORDS.get(str(value).lower())
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if (wanted is str and not isinstance(value, str)) or (wanted is int and isinstance(value, float)):
         return None
     try:
         return wanted(value)
@@ -405,7 +434,5 @@ def require_database(settings: Settings) -> str:
 def require_kafka(settings: Settings) -> Mapping[str, Any]:
     """The Kafka properties with an address, or an error that names the setting."""
     if not settings.kafka.get("bootstrap.servers"):
-        raise ConfigError(
-            "RLY-201", "kafka.bootstrap.servers is not set", "set RELAY_KAFKA_BOOTSTRAP_SERVERS"
-        )
+        raise ConfigError("RLY-201", "kafka.bootstrap.servers is not set", "set RELAY_KAFKA_BOOTSTRAP_SERVERS")
     return settings.kafka
