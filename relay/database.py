@@ -6,6 +6,7 @@ So every call here has a deadline on the client's side that gives the connection
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import psycopg
@@ -17,7 +18,7 @@ from relay.errors import ConfigError, GrantError, RelayError, SchemaError, Unrea
 
 RV = TypeVar("RV")
 
-LOGIN_REFUSED = ("28000", "28P01")
+LOGIN_REFUSED = re.compile(r'authentication failed|no password supplied|no pg_hba.conf entry|role ".*" does not exist')
 
 
 class Connection(psycopg.Connection[Any]):
@@ -28,17 +29,13 @@ class Connection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Runs one call. Raises psycopg.OperationalError when the deadline passes; the connection is closed then."""
         try:
-            return waiting.wait(
-                gen, self.pgconn.socket, interval=interval, timeout=timeout or self.deadline_seconds
-            )
+            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or self.deadline_seconds)
         except psycopg.errors._WaitTimeout:
             self.pgconn.finish()
             raise psycopg.OperationalError("the database did not answer within the deadline") from None
 
 
-def connect(
-    url: str, name: str, *, connect_timeout_seconds: float = 5.0, deadline_seconds: float = 10.0
-) -> Connection:
+def connect(url: str, name: str, *, connect_timeout_seconds: float = 5.0, deadline_seconds: float = 10.0) -> Connection:
     """A connection in autocommit to a writable server, named `name` in pg_stat_activity.
 
     Raises:
@@ -64,49 +61,93 @@ def connect(
 
 
 def parse(url: str) -> str:
-    """The URL as libpq reads it; SQLAlchemy's `postgresql+driver://` is understood."""
+    """The URL as libpq reads it; SQLAlchemy's `postgresql+driver://` is understood.
+
+    Raises:
+        ConfigError: it cannot be read. Nothing of it is repeated: any part may be a password in the wrong place.
+    """
     scheme, separator, rest = url.partition("://")
     if separator:
         url = scheme.split("+")[0] + separator + rest
     try:
-        conninfo_to_dict(url)
+        parts = conninfo_to_dict(url)
     except psycopg.Error:
         raise ConfigError(
             "RLY-203",
             "database.url is a text that is no Postgres URL",
-            "use postgresql://user:password@host:5432/dbname",
+            "use postgresql://user:password@host:5432/dbname in RELAY_DATABASE_URL",
         ) from None
+    # A password with a plain @ or / shifts all parts by one, and its end would be named in errors as a host.
+    if separator and any("@" in str(parts.get(name) or "") for name in ("host", "port", "dbname")):
+        raise ConfigError(
+            "RLY-203",
+            "database.url has a user or password with an unquoted @ or /",
+            "write them as %40 and %2F in RELAY_DATABASE_URL",
+        )
+    if not all(port.isdecimal() for port in str(parts.get("port") or "5432").split(",") if port):
+        raise ConfigError(
+            "RLY-203",
+            "database.url has a port that is no number",
+            "use postgresql://user:password@host:5432/dbname in RELAY_DATABASE_URL",
+        )
     return url
+
+
+def masked(url: str) -> str:
+    """The URL as key-value pairs without its secrets, to be shown."""
+    try:
+        parts = conninfo_to_dict(parse(url))
+    except ConfigError:
+        return "***"
+    secret = ("password", "sslpassword", "oauth_client_secret")
+    return make_conninfo(**{name: "***" if name in secret else str(value) for name, value in parts.items()})
 
 
 def explain(error: psycopg.Error) -> RelayError:
     """A foreign error as ours. Never `str(error)` of a statement: it may repeat rows. Connection errors hold none."""
-    state = error.sqlstate or ""
+    return _explain_statement(error, error.sqlstate) if error.sqlstate else _explain_connection(error)
+
+
+def _explain_connection(error: psycopg.Error) -> RelayError:
+    """libpq gives no SQLSTATE before there is a session: its words must do."""
     text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    if state in LOGIN_REFUSED or "authentication failed" in first or "no password supplied" in first:
+    first = text[0].removeprefix("connection failed: ") if text else type(error).__name__
+    if LOGIN_REFUSED.search(first):
         return UnreachableError(
             "RLY-302", "the database refuses the login", "check user and password in RELAY_DATABASE_URL"
         )
-    if state == "25006" or "read-only" in first:
-        return UnreachableError(
-            "RLY-303", "the database is read-only", "name the writable primary in RELAY_DATABASE_URL"
-        )
-    if state == "42501":
-        what = f" on {error.diag.table_name}" if error.diag.table_name else ""
-        return GrantError(
-            "RLY-501", f"the database role lacks a right{what}", "run the SQL that `relay db grants` prints"
-        )
-    if state in ("42P01", "3F000", "42883", "42703"):
-        return SchemaError(
-            "RLY-401", "a table or function of the schema relay is missing", "run `relay db upgrade`"
-        )
-    if state:
-        return UnreachableError(
-            "RLY-301", f"the database answered with SQLSTATE {state}", "look into the database's log"
-        )
+    if "read-only" in first:
+        return _read_only()
+    if first.startswith(("connection is bad: invalid ", "could not match ")):
+        # Without the value: it may be a secret in the wrong place.
+        fault = re.sub(r'[ :]*"[^"]*"', "", first.removeprefix("connection is bad: "))
+        return ConfigError("RLY-203", f"database.url: {fault}", "correct RELAY_DATABASE_URL")
     return UnreachableError(
         "RLY-301",
         f"the database cannot be reached: {first}",
-        "check host, port and name in RELAY_DATABASE_URL",
+        "check that it runs, and host, port and name in RELAY_DATABASE_URL",
     )
+
+
+def _explain_statement(error: psycopg.Error, state: str) -> RelayError:
+    if state in ("28000", "28P01"):
+        return UnreachableError(
+            "RLY-302", "the database refuses the login", "check user and password in RELAY_DATABASE_URL"
+        )
+    if state == "25006":
+        return _read_only()
+    if state == "42501":
+        # "permission denied for table outbox": names of objects, never data.
+        what = (error.diag.message_primary or "").removeprefix("permission denied for ") or "an object"
+        return GrantError(
+            "RLY-501", f"the database role lacks a right on {what}", "run the SQL that `relay db grants` prints"
+        )
+    if state in ("42P01", "3F000", "42883", "42703"):
+        return SchemaError("RLY-401", "a table or function of the schema relay is missing", "run `relay db upgrade`")
+    return UnreachableError(
+        "RLY-301", f"the database answered with SQLSTATE {state}", "look into the database's log and try again"
+    )
+
+
+def _read_only() -> RelayError:
+    return UnreachableError("RLY-303", "the database is read-only", "name the writable primary in RELAY_DATABASE_URL")
