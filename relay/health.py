@@ -7,9 +7,11 @@ work. Neither says that events flow: that is `relay_oldest_event_age_seconds`.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import NamedTuple
 
 from relay.errors import ConfigError
@@ -72,6 +74,18 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = False
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Binds without asking the name service who we are: that may take seconds, and nobody wants to know."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "relay", int(self.server_address[1])
+
+    def handle_error(self, *_args: object) -> None:
+        """A client that went away in the middle of an answer is no event, and no traceback on stderr."""
+
 
 def _handler(routes: dict[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
@@ -79,7 +93,7 @@ def _handler(routes: dict[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHan
         sys_version = ""
         timeout = 5
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             route = routes.get(self.path)
             answer = route() if route else Answer(404, "text/plain", b"not found")
             self.send_response(answer.status)
@@ -88,7 +102,7 @@ def _handler(routes: dict[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHan
             self.end_headers()
             self.wfile.write(answer.body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_args: object) -> None:
             """Requests are no events of ours."""
 
     return Handler
