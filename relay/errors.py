@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "RLY-109": "the key has the wrong type",
     "RLY-110": "the payload has the wrong type",
     "RLY-111": "the session is of an unknown kind",
+    "RLY-112": "the session has no transaction",
     "RLY-201": "a required setting is missing",
     "RLY-202": "a setting has an unknown name",
     "RLY-203": "a setting has a wrong value",
@@ -63,8 +64,8 @@ class RelayError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, code: str, message: str, fix: str = "") -> None:
-        assert code in CODES, f"unknown code {code}"
         self.code = code
+        self.meaning = CODES[code]
         self.message = message
         self.fix = fix
         super().__init__(str(self))

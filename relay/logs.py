@@ -48,9 +48,7 @@ Logger = structlog.stdlib.BoundLogger
 def set_up(settings: Log) -> Logger:
     """The logger of this process: one line per event on stdout, as JSON unless it is a terminal."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stdout.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(sort_keys=False)
-    )
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(sort_keys=False)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

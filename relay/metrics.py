@@ -13,12 +13,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.published = Counter(
-            "relay_published_events_total", "Events that Kafka has acknowledged.", registry=r
-        )
-        self.units = Counter(
-            "relay_units_total", "Units of work, by how they ended.", ["outcome"], registry=r
-        )
+        self.published = Counter("relay_published_events_total", "Events that Kafka has acknowledged.", registry=r)
+        self.units = Counter("relay_units_total", "Units of work, by how they ended.", ["outcome"], registry=r)
         self.parked_total = Counter(
             "relay_parked_events_total",
             "Events taken out of their key's way, by policy.",
@@ -30,31 +26,19 @@ class Metrics:
             "Events that may be published again: sent, and not settled.",
             registry=r,
         )
-        self.rebuilds = Counter(
-            "relay_producer_rebuilds_total", "Producers replaced after a fatal error.", registry=r
-        )
-        self.database_losses = Counter(
-            "relay_database_losses_total", "Connections to the database lost.", registry=r
-        )
-        self.kafka_losses = Counter(
-            "relay_kafka_losses_total", "Times that Kafka was not available.", registry=r
-        )
+        self.rebuilds = Counter("relay_producer_rebuilds_total", "Producers replaced after a fatal error.", registry=r)
+        self.database_losses = Counter("relay_database_losses_total", "Connections to the database lost.", registry=r)
+        self.kafka_losses = Counter("relay_kafka_losses_total", "Times that Kafka was not available.", registry=r)
         self.fenced = Counter(
             "relay_fenced_units_total", "Units given up because this process stood still.", registry=r
         )
         self.floor_breaches = Counter(
             "relay_floor_breaches_total", "Rows found below a proven floor. Must stay zero.", registry=r
         )
-        self.backlog = Gauge(
-            "relay_backlog_events", "Events in the outbox, sampled, by topic.", ["topic"], registry=r
-        )
-        self.oldest = Gauge(
-            "relay_oldest_event_age_seconds", "Age of the oldest event in the outbox.", registry=r
-        )
+        self.backlog = Gauge("relay_backlog_events", "Events in the outbox, sampled, by topic.", ["topic"], registry=r)
+        self.oldest = Gauge("relay_oldest_event_age_seconds", "Age of the oldest event in the outbox.", registry=r)
         self.parked = Gauge("relay_parked_now_events", "Events that are parked now.", registry=r)
-        self.paused_topics = Gauge(
-            "relay_paused_topics", "Topics that cannot be written at present.", registry=r
-        )
+        self.paused_topics = Gauge("relay_paused_topics", "Topics that cannot be written at present.", registry=r)
         self.kafka_up = Gauge("relay_kafka_up", "1 while Kafka answers.", registry=r)
         self.database_up = Gauge("relay_database_up", "1 while the database answers.", registry=r)
         self.asleep = Gauge("relay_asleep", "1 while the relay waits for a commit to wake it.", registry=r)

@@ -1,1 +1,1 @@
-"""The relay's own tables and functions, as numbered steps of plain SQL. Each door (command, Alembic, file) runs these."""
+"""The relay's own tables and functions, as numbered steps of plain SQL. Command, Alembic and file all run these."""
