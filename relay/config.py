@@ -27,7 +27,7 @@ def setting(
     secret: bool = False,
 ) -> Any:
     """A field of a section with what the documentation says of it and the range that it may have."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "secret": secret})
+    return field(default=default, repr=not secret, metadata={"doc": doc, "low": low, "high": high, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Settings:
     """Everything that was set, checked. `kafka` holds librdkafka's properties under their own names."""
 
     database: Database = field(default_factory=Database)
-    kafka: Mapping[str, Any] = field(default_factory=dict)
+    kafka: Mapping[str, Any] = field(default_factory=dict, repr=False)
     daemon: Daemon = field(default_factory=Daemon)
     topics: Mapping[str, Topic] = field(default_factory=dict)
     http: Http = field(default_factory=Http)
