@@ -245,10 +245,18 @@ BEGIN
     RETURN raised;
 END $$;
 
--- A parked event goes back behind the events that are already waiting, in order, under its key's and lane's lock.
--- Returns how many events went back. The daemon's role does not need this function; the operator's does.
+-- A parked event goes back to the outbox, or away for good, under the locks of its key and lane. Returns how many events
+-- of its key entered the outbox anew, NULL if there is no such event. For operators; the daemon's role does not need it.
+--
+-- Whatever goes back draws a new id, since one below a floor that a relay has proven would never be found. It must stand
+-- before the events of its key that were written after it, so those are moved behind it. Ids cannot tell which these
+-- are: an event that has gone back before has a late one. Times of creation can, and never fall within a key, unless
+-- the server's clock was set back; hence the running maximum, which keeps what is in the outbox in its order then too.
+--
+-- Waits half a second for a key, which is less than deadlock_timeout: a writer that emits and touches one key in one
+-- transaction could otherwise meet us in a deadlock and be the one to die. Fails with 55P03 then; to be tried again.
 CREATE FUNCTION relay.unpark(parked_id bigint, drop_it boolean) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
     event relay.parked;
     gone integer;
@@ -259,36 +267,38 @@ BEGIN
         RETURN NULL;
     END IF;
     -- First the key, as writers do, so that no writer of this key has an id and no commit; then the lane, which waits
-    -- for the unit of the relay that holds it. Relays never wait for a key, so this order cannot deadlock.
+    -- for the unit of the relay that holds it, in a queue that the relay cannot overtake. Relays wait for no key.
     IF event.key IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended(event.key, 7236837));
         PERFORM 1 FROM relay.entity_version
         WHERE entity = split_part(event.key, ':', 1) AND id = substr(event.key, strpos(event.key, ':') + 1) FOR UPDATE;
     END IF;
+    PERFORM set_config('lock_timeout', '30s', true);
     PERFORM 1 FROM relay.lane WHERE lane = event.lane FOR UPDATE;
-    -- What goes back: the event itself (unless it is dropped), those that waited for it, and those of the key that
-    -- have reached the outbox since and must stay behind. All draw new ids, in their old order: an id below a floor
-    -- that a relay has proven would never be found.
+    -- With the event go those that waited for it, unless another one still blocks the key.
     WITH taken AS (
         DELETE FROM relay.parked AS p
         WHERE p.id = parked_id
-           OR (NOT event.waits AND p.waits AND p.topic = event.topic AND p.key = event.key
-               AND NOT EXISTS (SELECT 1 FROM relay.parked AS q WHERE NOT q.waits AND q.id <> parked_id
-                               AND q.policy = 'block' AND q.topic = event.topic AND q.key = event.key))
+           OR (p.waits AND p.topic = event.topic AND p.key = event.key
+               AND NOT EXISTS (SELECT 1 FROM relay.parked AS q
+                               WHERE NOT q.waits AND q.id <> parked_id AND q.policy = 'block'
+                                 AND q.topic = event.topic AND q.key = event.key))
         RETURNING p.*
+    ), kept AS (
+        SELECT * FROM taken WHERE NOT (drop_it AND id = parked_id)
     ), later AS (
         DELETE FROM relay.outbox AS o
-        WHERE o.lane = event.lane AND o.topic = event.topic AND o.key = event.key
-          AND EXISTS (SELECT 1 FROM taken)
+        WHERE o.lane = event.lane AND o.topic = event.topic AND o.key = event.key AND EXISTS (SELECT 1 FROM kept)
         RETURNING o.*
+    ), behind AS (
+        SELECT 1 AS place, id, event_id, created_at, topic, key, headers, payload FROM kept
+        UNION ALL
+        SELECT 2, id, event_id, created_at, topic, key, headers, payload FROM later
     ), back AS (
         INSERT INTO relay.outbox (event_id, created_at, topic, key, headers, payload)
         SELECT event_id, created_at, topic, key, headers, payload
-        FROM (SELECT id, event_id, created_at, topic, key, headers, payload FROM taken
-              WHERE NOT (drop_it AND id = parked_id)
-              UNION ALL
-              SELECT id, event_id, created_at, topic, key, headers, payload FROM later) AS behind
-        ORDER BY id
+        FROM (SELECT *, max(created_at) OVER (PARTITION BY place ORDER BY id) AS since FROM behind) AS b
+        ORDER BY since, place, id
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM taken), (SELECT count(*) FROM back) INTO gone, moved;
