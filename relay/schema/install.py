@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from relay.database import Connection, connect, explain
-from relay.errors import SchemaError
+from relay.errors import GrantError, SchemaError
 from relay.schema.steps import BASE, LOCK_ID, VERSION, step
 
 LOCK_ATTEMPTS = 10
@@ -28,6 +28,19 @@ def upgrade(url: str) -> list[int]:
             except psycopg.errors.LockNotAvailable:
                 # Waiting longer in one go would queue every later statement of the application behind us.
                 time.sleep(0.2 * attempt)
+            except psycopg.errors.InsufficientPrivilege as error:
+                what = (error.diag.message_primary or "").removeprefix("permission denied for ")
+                raise GrantError(
+                    "RLY-501",
+                    f"the database role may not install or upgrade the schema: no right on {what}",
+                    "use the database's owner, or the role that installed the schema relay",
+                ) from None
+            except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction) as error:
+                raise SchemaError(
+                    "RLY-404",
+                    f"the schema relay holds something else already: {error.diag.message_primary}",
+                    "rename or drop it; Relay needs the schema relay for itself",
+                ) from None
             except psycopg.Error as error:
                 raise explain(error) from None
         raise SchemaError(
@@ -48,7 +61,6 @@ def _upgrade(connection: Connection) -> list[int]:
             connection.execute(sql.SQL(BASE))
         for version in steps:
             connection.execute(step(version).encode())
-            connection.execute("INSERT INTO relay.schema_version (version) VALUES (%s)", (version,))
         return steps
 
 

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS relay.schema_version (
 
 
 def step(version: int) -> str:
-    """The SQL of one step, as it was released. A released step never changes."""
+    """The SQL of one step, as it was released; its last statement notes it. A released step never changes."""
     return resources.files("relay.schema").joinpath("steps", f"{version:04d}.sql").read_text(encoding="utf-8")
 
 
@@ -33,8 +33,7 @@ def script(after: int = 0, upto: int = VERSION) -> str:
         "SET LOCAL lock_timeout = '5s';",
         "SET LOCAL search_path = pg_catalog, pg_temp;",
         "SELECT pg_advisory_xact_lock(" + str(LOCK_ID) + ");",
-        BASE,
+        *([BASE] if after == 0 else []),
     ]
-    for version in range(after + 1, upto + 1):
-        parts += [step(version), "INSERT INTO relay.schema_version (version) VALUES (" + str(version) + ");"]
+    parts += [step(version) for version in range(after + 1, upto + 1)]
     return "\n".join([*parts, "COMMIT;", ""])
