@@ -39,9 +39,7 @@ class Floors:
         """A consistent copy."""
         with self._lock:
             floors = self._skips if self._paused else self._floors
-            return View(
-                list(floors), self._horizon.proven, dict(self._horizon.pins), list(self._paused), self._epoch
-            )
+            return View(list(floors), self._horizon.proven, dict(self._horizon.pins), list(self._paused), self._epoch)
 
     def raise_to(self, view: View, first_live: Mapping[int, int | None]) -> None:
         """Takes in what a look under the lanes' locks has shown: the first row at or above the floor, by lane."""
@@ -52,9 +50,11 @@ class Floors:
             for lane, first in first_live.items():
                 floors[lane] = raised_floor(floors[lane], first, view.proven)
 
-    def observe(self, last_id: int, writers: Collection[str], now: float) -> None:
-        """One observation of the horizon, in the order of relay.core.horizon."""
+    def observe(self, last_id: int, writers: Collection[str], now: float, epoch: int) -> None:
+        """One observation of the horizon, in the order of relay.core.horizon; `epoch` is from before it."""
         with self._lock:
+            if epoch != self._epoch:
+                return
             back = self._horizon.observe(last_id, writers, now)
             if back is not None:
                 self._go_back(back)
@@ -78,6 +78,13 @@ class Floors:
                 return False
             self._go_back(found - 1)
             return True
+
+    def forget(self) -> None:
+        """Proves everything anew. For a lost connection: a crash of the database may bring back rows whose removal was
+        not flushed, and draw ids again whose rows were not."""
+        with self._lock:
+            self._horizon = Horizon()
+            self._go_back(-1)
 
     def _go_back(self, low: int) -> None:
         self._floors = [min(floor, low + 1) for floor in self._floors]

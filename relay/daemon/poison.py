@@ -68,9 +68,7 @@ class Poison:
         event_id = row.event_id.decode()
         if policy.poison == "topic":
             dead_letter = policy.dead_letter or f"{row.topic}.dead"
-            origin = (
-                f"relay-origin-topic{SEPARATOR}{row.topic}{SEPARATOR}relay-error{SEPARATOR}RLY-703{SEPARATOR}"
-            )
+            origin = f"relay-origin-topic{SEPARATOR}{row.topic}{SEPARATOR}relay-error{SEPARATOR}RLY-703{SEPARATOR}"
             dead = row._replace(topic=dead_letter, headers=row.headers + origin)
             if self._publisher.publish([dead], time.monotonic() + ALONE_SECONDS) is None:
                 self._log.error(

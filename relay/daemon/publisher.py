@@ -110,9 +110,7 @@ class Publisher:
         """
         topics = {row[3] for row in rows}
         self._learn_limits(topics)
-        waves = (
-            plan(rows, self._is_strict, self._limits.is_risky) if self._needs_waves(rows, topics) else None
-        )
+        waves = plan(rows, self._is_strict, self._limits.is_risky) if self._needs_waves(rows, topics) else None
         reports = Reports(len(rows))
         outcomes: list[Outcome] | None = None
         try:
@@ -249,9 +247,7 @@ class Publisher:
             with self._in_turn():
                 self._serve(self._producer, 0.002 if reports.pending else 0)
 
-    def _send_queues(
-        self, rows: Sequence[Row], queues: list[list[int]], reports: Reports, fence_at: float
-    ) -> None:
+    def _send_queues(self, rows: Sequence[Row], queues: list[list[int]], reports: Reports, fence_at: float) -> None:
         """One row of each queue at a time. A row that may be too large travels alone, so that it can fail alone."""
         queues = [list(reversed(queue)) for queue in queues]
         while queues and not self._dead:
@@ -262,9 +258,7 @@ class Publisher:
                 if group:
                     self._send(rows, group, reports, fence_at)
                     self._await(reports, fence_at)
-            queues = [
-                queue for queue, head in zip(queues, heads, strict=True) if queue and reports.delivered[head]
-            ]
+            queues = [queue for queue, head in zip(queues, heads, strict=True) if queue and reports.delivered[head]]
 
     def _purge(self, producer: Producer) -> None:
         """Throws away what is queued and serves the reports that say so. What is on the wire stays unknown."""

@@ -49,9 +49,7 @@ CROSS JOIN LATERAL (
 ) AS o"""
 
 # The payloads that READ left behind, by the tuples it saw: the lane's lock keeps them where they are.
-READ_LARGE: LiteralString = (
-    "SELECT o.id, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"
-)
+READ_LARGE: LiteralString = "SELECT o.id, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"
 
 # Removes exactly what was delivered, by tuple id: 0.8 microseconds a row against 2.5 by key and 1.7 by a join on both.
 # Never by range: under READ COMMITTED this sees rows that became visible after READ. The tuples cannot have moved,

@@ -157,9 +157,7 @@ class Relay:
             except Exception as error:
                 # Its text may hold a row: the kind and the place must do. A restart is safe by design.
                 place = traceback.extract_tb(error.__traceback__)[-1]
-                self._log.error(
-                    "worker.failed", kind=type(error).__name__, where=f"{place.name}:{place.lineno}"
-                )
+                self._log.error("worker.failed", kind=type(error).__name__, where=f"{place.name}:{place.lineno}")
                 self._failed = True
                 self._stop()
 
@@ -209,9 +207,7 @@ class Relay:
     def _readyz(self) -> Answer:
         state = self.state
         ready = state.started and state.database_up and state.kafka_up and not state.stop.is_set()
-        return answer_json(
-            ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)}
-        )
+        return answer_json(ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)})
 
     def _metrics(self) -> Answer:
         return Answer(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.exposition())

@@ -192,6 +192,11 @@ class Store:
                 first[row[0]] = row[1]
         self._floors.raise_to(view, first)
 
+    def raise_floors_behind(self, unit: Unit) -> None:
+        """After the commit of a unit that was delivered whole: the next look need not walk over what was removed."""
+        # Rows come in id order per lane, so the last one of each lane wins.
+        self._floors.raise_to(unit.view, {row[0]: row[1] + 1 for row in unit.rows})
+
     def _note_parked(self, unit: Unit) -> None:
         for id_, topic, key, blocks, overtaken in self._all(queries.PARKED_KEYS, {"lanes": unit.lanes}):
             name = (topic.decode(), key)
@@ -213,9 +218,7 @@ class Store:
             self.abandon()
             raise MovedError
 
-    def park(
-        self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int
-    ) -> None:
+    def park(self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int) -> None:
         """Moves rows of the open unit to the parked events."""
         parameters = {"lanes": [row[0] for row in rows], "ids": [row[1] for row in rows], "policy": policy}
         self._connection.execute(

@@ -28,9 +28,7 @@ class TopicLimits:
             "socket.",
             "test.mock",
         )
-        self._admin_properties = {k: v for k, v in properties.items() if k.startswith(keep)} | {
-            "log_level": 0
-        }
+        self._admin_properties = {k: v for k, v in properties.items() if k.startswith(keep)} | {"log_level": 0}
         self._limits: dict[str, int | None] = {}
         self._lock = threading.Lock()
 

@@ -18,6 +18,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -97,7 +98,8 @@ class Watch:
         if self._state.idle_for() < DROWSY_SECONDS or not self._state.kafka_up:
             self._wake_up(connection)
             self._observe(connection, now)
-            self._state.stop.wait(TICK_SECONDS)
+            # Until there is a first proof, every look walks all that was removed since the start.
+            self._state.stop.wait(TICK_SECONDS if self._floors.view().proven else TICK_SECONDS / 10)
         elif self._fall_asleep(connection):
             self._doze(connection)
         else:
@@ -120,9 +122,7 @@ class Watch:
     def _doze(self, connection: Connection) -> None:
         """Waits for a notification. The lock of another sleeper may vanish with it, so that is asked for every other second."""
         seconds = (
-            self._settings.daemon.idle_seconds
-            if self._holds_lock
-            else max(2.0, self._settings.daemon.idle_seconds)
+            self._settings.daemon.idle_seconds if self._holds_lock else max(2.0, self._settings.daemon.idle_seconds)
         )
         until = self._state.clock() + seconds
         while not self._state.stop.is_set() and self._state.clock() < until and self._state.asleep.is_set():
@@ -144,10 +144,11 @@ class Watch:
 
     def _observe(self, connection: Connection, now: float) -> None:
         """The horizon at every turn; the net below the floors and the counts now and then."""
+        epoch = self._floors.view().epoch
         last_id = self._all(connection, queries.LAST_ID)[0][0]
         # A statement of its own, after the first: the order is the proof.
         writers = [row[0] for row in self._all(connection, queries.WRITERS)]
-        self._floors.observe(last_id, writers, now)
+        self._floors.observe(last_id, writers, now, epoch)
         if now >= self._next_rescan:
             self._next_rescan = now + RESCAN_SECONDS
             self._rescan(connection)
@@ -195,6 +196,6 @@ class Watch:
 
     @staticmethod
     def _all(
-        connection: Connection, query: queries.LiteralString, parameters: dict[str, object] | None = None
+        connection: Connection, query: LiteralString, parameters: dict[str, object] | None = None
     ) -> list[tuple[object, ...]]:
         return connection.execute(query, parameters).fetchall()

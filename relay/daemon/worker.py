@@ -116,6 +116,8 @@ class Worker:
         try:
             delivered = self._settle(store, unit, rows, waiting, outcomes)
             store.commit()
+            if outcomes is None:
+                store.raise_floors_behind(unit)
         except (psycopg.Error, MovedError) as error:
             self._metrics.possible_repeats.inc(len(rows))
             if isinstance(error, MovedError):
@@ -151,9 +153,7 @@ class Worker:
                 store.mark_overtaken(ids)
         return len(delivered)
 
-    def _report(
-        self, unit: Unit, delivered: int, publishing_at: float, published_at: float, now: float
-    ) -> None:
+    def _report(self, unit: Unit, delivered: int, publishing_at: float, published_at: float, now: float) -> None:
         """One line and a handful of numbers per unit."""
         m = self._metrics
         m.published.inc(delivered)
@@ -184,9 +184,7 @@ class Worker:
             self._metrics.fenced.inc()
             self._log.warning("relay.fenced", frozen_s=round(took, 1))
         until = self._state.clock() + self._daemon.topic_retry_seconds
-        for topic in {
-            row[3] for row, outcome in zip(rows, outcomes, strict=True) if outcome is Outcome.TOPIC
-        }:
+        for topic in {row[3] for row, outcome in zip(rows, outcomes, strict=True) if outcome is Outcome.TOPIC}:
             if self._floors.pause(topic, until):
                 hint = "create the topic or grant Write on it; its events wait"
                 self._state.problems[f"topic {topic}"] = "RLY-702: the topic cannot be written"
@@ -197,9 +195,7 @@ class Worker:
             self._metrics.kafka_losses.inc()
             self._metrics.kafka_up.set(0)
             self._state.problems["kafka"] = "RLY-701: Kafka is not available"
-            self._log.error(
-                "kafka.lost", code="RLY-701", hint="events wait in the outbox; nothing is lost or parked"
-            )
+            self._log.error("kafka.lost", code="RLY-701", hint="events wait in the outbox; nothing is lost or parked")
 
     def _wait_for_kafka(self) -> None:
         """Asks whether Kafka is back, with no transaction open. The first worker asks, the others wait for it."""
@@ -229,9 +225,7 @@ class Worker:
             state.beat()
             asleep = state.asleep.is_set()
             # The first worker looks; the others are rung when it finds something, and look seldom.
-            seconds = (
-                self._daemon.idle_seconds if asleep or (self._index and self._pause > 0.02) else self._pause
-            )
+            seconds = self._daemon.idle_seconds if asleep or (self._index and self._pause > 0.02) else self._pause
             rung = state.work.wait(seconds)
             if rung or (not (asleep and self._index) and store.has_work()):
                 return
@@ -240,6 +234,7 @@ class Worker:
             self._pause = min(self._pause * 1.5, self._daemon.poll_seconds_max)
 
     def _database_is_lost(self, error: psycopg.Error | RelayError) -> None:
+        self._floors.forget()
         reason = explain(error) if isinstance(error, psycopg.Error) else error
         if self._state.database_up or not self._lost_at:
             self._lost_at = self._state.clock()

@@ -1,0 +1,33 @@
+"""`make bench`, or `make bench ARGS="drain latency"`: each measurement prints its figure, its limit and their ratio."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.bench import drain, loads, writers
+
+MEASUREMENTS = {
+    "drain": drain.drain_against_bare,
+    "processes": drain.two_processes,
+    "depth": drain.depth,
+    "latency": loads.latency,
+    "idle": loads.idle,
+    "memory": loads.memory,
+    "writers": writers.saturated,
+    "snapshot": loads.held_snapshot,
+    "writer": loads.held_writer,
+}
+
+
+def main(names: list[str]) -> None:
+    """Runs the named measurements, or all."""
+    unknown = set(names) - set(MEASUREMENTS)
+    if unknown:
+        raise SystemExit(f"unknown measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
+    for name in names or MEASUREMENTS:
+        print(f"{name}:", flush=True)
+        MEASUREMENTS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
