@@ -1,59 +1,30 @@
-"""Publishing: many rows in flight, every delivery report awaited, and a producer that may die for good.
+"""Publishing: all rows of a unit in flight at once, each one accounted for, by a producer that may die for good.
 
-All workers share one librdkafka producer. Delivery reports are served by whoever holds the turn: a second thread that
-serves reports while the first runs Python would pay for the interpreter's lock once per report.
+Each worker has a producer of its own. librdkafka reports only failures; that everything else was acknowledged is proven
+by the producer being empty after the flush, for what fails leaves a report behind. A report per row, served in Python,
+cost a tenth of the drain rate and proved the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from relay.core.event import SEPARATOR, Outcome, Row
 from relay.core.waves import plan
+from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.kafka_errors import outcome_of
-from relay.daemon.topics import TopicLimits
 
 CHUNK_ROWS = 64
 """So many rows are produced between two looks at the clock: what a relay that was frozen in between may still send."""
 
-PROBE_SECONDS = 2.0
-
-
-class Reports:
-    """The delivery reports of one call of `publish`. A late report to an abandoned call reaches nobody else."""
-
-    def __init__(self, count: int) -> None:
-        self.pending = 0
-        self.errors: dict[int, KafkaError] = {}
-        self.delivered: bytearray = bytearray(count)
-        self.last = threading.Event()
-        self._report = [partial(self._take, index) for index in range(count)]
-
-    def callback(self, index: int) -> Callable[[KafkaError | None, Any], None]:
-        """What librdkafka calls for the row at `index`. Must not raise: that makes librdkafka lose its place."""
-        return self._report[index]
-
-    @property
-    def callbacks(self) -> list[Callable[[KafkaError | None, Any], None]]:
-        """All of them, in order."""
-        return self._report
-
-    def _take(self, index: int, error: KafkaError | None, _message: Any) -> None:
-        if error is None:
-            self.delivered[index] = 1
-        else:
-            self.errors[index] = error
-        self.pending -= 1
-        if not self.pending:
-            self.last.set()
+Failure = tuple[KafkaError, str | None, bytes | None, bytes | None]
+"""An error, and the topic, key and value of the row that it hit: librdkafka tells no more."""
 
 
 class FencedError(Exception):
@@ -61,11 +32,12 @@ class FencedError(Exception):
 
 
 class Publisher:
-    """Sends rows to Kafka. `publish` may be called from several threads."""
+    """One worker's producer. Not thread-safe."""
 
     def __init__(
         self,
         properties: Mapping[str, Any],
+        brokers: Brokers,
         *,
         is_strict: Callable[[str], bool],
         publish_timeout_seconds: float,
@@ -74,33 +46,41 @@ class Publisher:
         self._properties = {
             **properties,
             "message.timeout.ms": int(publish_timeout_seconds * 1000),
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_failure,
+            "error_cb": self._on_error,
             "log_level": 0,
         }
-        self._limits = TopicLimits(properties)
+        self._brokers = brokers
         self._is_strict = is_strict
         self._timeout = publish_timeout_seconds
         self._clock = clock
-        self._turn = threading.Lock()
-        self._waiting = 0
-        self._producer = self._new_producer()
+        self._failures: list[Failure] = []
         self._dead = False
+        self._batch_bytes: int | None = None
+        self._producer = self._new_producer()
         self.rebuilds = 0
 
     def _new_producer(self) -> Producer:
-        properties = dict(self._properties)
         # A batch above a topic's limit is refused whole, with every innocent row in it.
-        smallest = self._limits.smallest()
-        if smallest is not None and smallest < int(properties.get("batch.size", 1_000_000)):
-            properties["batch.size"] = smallest
-        # Lost connections are told by outcomes; the callback keeps librdkafka from writing to stderr.
-        return Producer({**properties, "error_cb": self._on_error})
+        self._batch_bytes = self._brokers.smallest_limit()
+        properties = dict(self._properties)
+        if self._batch_bytes is not None and self._batch_bytes < int(properties.get("batch.size", 1_000_000)):
+            properties["batch.size"] = self._batch_bytes
+        return Producer(properties)
+
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
+        """Must not raise: that makes librdkafka lose its place."""
+        if error is not None:
+            self._failures.append((error, message.topic(), message.key(), message.value()))
 
     def _on_error(self, error: KafkaError) -> None:
+        """Lost brokers show in outcomes. Having a callback keeps librdkafka from writing to stderr."""
         if error.fatal():
             self._dead = True
 
     def publish(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
-        """Sends the rows of a unit in order, and waits until each is acknowledged or the time is up.
+        """Sends the rows of a unit in order, and waits until each is acknowledged or given up.
 
         Args:
             rows: in id order per lane, as plain tuples in the shape of Row.
@@ -109,196 +89,138 @@ class Publisher:
             None if all were delivered, otherwise the outcome of each row.
         """
         topics = {row[3] for row in rows}
-        self._learn_limits(topics)
-        waves = plan(rows, self._is_strict, self._limits.is_risky) if self._needs_waves(rows, topics) else None
-        reports = Reports(len(rows))
-        outcomes: list[Outcome] | None = None
-        try:
-            self._send(rows, range(len(rows)) if waves is None else waves.together, reports, fence_at)
-            self._await(reports, fence_at)
-            if waves is not None:
-                self._send_queues(rows, waves.queues, reports, fence_at)
-        except FencedError:
-            outcomes = self._outcomes(reports, len(rows))
-        if outcomes is None and not reports.errors and all(reports.delivered):
-            return None
-        return outcomes or self._outcomes(reports, len(rows))
-
-    def _outcomes(self, reports: Reports, count: int) -> list[Outcome]:
-        """Rows without a report were never sent, unless something is still on its way."""
-        silent = Outcome.UNKNOWN if reports.pending else Outcome.HELD
-        return [
-            Outcome.DELIVERED
-            if reports.delivered[index]
-            else (outcome_of(reports.errors[index]) if index in reports.errors else silent)
-            for index in range(count)
-        ]
+        self._brokers.learn(topics)
+        if self._dead or len(self._producer) or self._brokers.smallest_limit() != self._batch_bytes:
+            self.rebuild()
+        self._failures.clear()
+        if self._needs_waves(rows, topics):
+            return self._publish_waves(rows, fence_at)
+        return self._publish_together(rows, fence_at)
 
     def _needs_waves(self, rows: Sequence[Row], topics: set[str]) -> bool:
         if any(map(self._is_strict, topics)):
             return True
-        smallest = self._limits.smallest()
-        if smallest is None:
-            return False
         # Only payloads that were fetched apart can be too large, unless a topic takes hardly anything.
-        return smallest < 16_384 or any([row[8] is not None for row in rows])
+        smallest = self._batch_bytes
+        return smallest is not None and (smallest < 16_384 or any([row[8] is not None for row in rows]))
 
-    def _learn_limits(self, topics: set[str]) -> None:
-        """Asks for the size limits of topics that are new here; a smaller one than ever needs another producer."""
-        before = self._limits.smallest()
-        if self._limits.learn(topics) and self._limits.smallest() != before:
-            self.rebuild()
+    def _publish_together(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
+        """Sends all rows; None if all were delivered."""
+        sent = self._send(rows, fence_at)
+        left = self._flush(fence_at)
+        if sent == len(rows) and not left and not self._failures and not self._dead:
+            return None
+        return self._outcomes(rows, sent, unknown=bool(left) or self._dead)
 
-    @contextlib.contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        self._waiting += 1
-        self._turn.acquire()
-        self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def _outcomes(self, rows: Sequence[Row], sent: int, *, unknown: bool) -> list[Outcome]:
+        """Rows by the failures that were reported. Two rows alike in topic, key and value share a failure: repeating
+        one that was delivered is allowed, forgetting one that was not is not."""
+        failed = {(topic, key, value): outcome_of(error) for error, topic, key, value in self._failures}
+        rest = Outcome.UNKNOWN if unknown else Outcome.DELIVERED
+        outcomes = [failed.get((row[3], row[4], row[7]), rest) for row in rows[:sent]]
+        return outcomes + [Outcome.HELD] * (len(rows) - sent)
 
-    def _send(self, rows: Sequence[Row], indexes: Sequence[int], reports: Reports, fence_at: float) -> None:
-        """Hands rows to librdkafka, in order, looking at the clock and at reports after each chunk."""
-        if self._dead:
-            self.rebuild()
-        callbacks = reports.callbacks
-        with self._in_turn():
-            producer = self._producer
-            for start in range(0, len(indexes), CHUNK_ROWS):
-                if self._clock() > fence_at:
-                    self._purge(producer)
-                    raise FencedError
-                for index in indexes[start : start + CHUNK_ROWS]:
-                    _, _, _, topic, key, headers, event_id, payload, _ = rows[index]
-                    parts = iter(headers.split(SEPARATOR))
-                    reports.pending += 1
-                    try:
-                        producer.produce(
-                            topic,
-                            payload,
-                            key,
-                            on_delivery=callbacks[index],
-                            headers=[("event_id", event_id), *zip(parts, parts, strict=False)],
-                        )
-                    except BaseException as error:
-                        self._produce_failed(producer, error, rows[index], index, reports, fence_at)
-                self._serve(producer, 0)
-        failpoint("after_produce")
+    def _publish_waves(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
+        """Most rows together, then those of strict topics and those that may be too large one at a time per key."""
+        waves = plan(rows, self._is_strict, self._brokers.may_refuse)
+        outcomes = [Outcome.HELD] * len(rows)
+        self._send_group(rows, waves.together, outcomes, fence_at)
+        queues = [list(reversed(queue)) for queue in waves.queues]
+        while queues and self._clock() < fence_at and not self._dead:
+            heads = [queue.pop() for queue in queues]
+            alone = [index for index in heads if self._brokers.may_refuse(rows[index])]
+            apart = set(alone)
+            self._send_group(rows, [index for index in heads if index not in apart], outcomes, fence_at)
+            for index in alone:
+                self._send_group(rows, [index], outcomes, fence_at)
+            delivered = [outcomes[head] is Outcome.DELIVERED for head in heads]
+            queues = [queue for queue, goes_on in zip(queues, delivered, strict=True) if queue and goes_on]
+        return None if all(outcome is Outcome.DELIVERED for outcome in outcomes) else outcomes
 
-    def _produce_failed(
-        self,
-        producer: Producer,
-        error: BaseException,
-        row: Row,
-        index: int,
-        reports: Reports,
-        fence_at: float,
-    ) -> None:
-        """Settles a row that librdkafka did not take. A full queue is no failure: it takes the row when there is room."""
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error
-        while isinstance(error, BufferError):
-            self._serve(producer, 0.01)
+    def _send_group(self, rows: Sequence[Row], indexes: list[int], outcomes: list[Outcome], fence_at: float) -> None:
+        """Sends some rows and notes what became of them."""
+        if not indexes or self._dead:
+            return
+        self._failures.clear()
+        group = [rows[index] for index in indexes]
+        results = self._publish_together(group, fence_at) or [Outcome.DELIVERED] * len(group)
+        for index, outcome in zip(indexes, results, strict=True):
+            outcomes[index] = outcome
+
+    def _send(self, rows: Sequence[Row], fence_at: float) -> int:
+        """Hands rows to librdkafka in order; returns how many it took or refused. Fewer than all: stop, time is up."""
+        produce = self._producer.produce
+        for start in range(0, len(rows), CHUNK_ROWS):
             if self._clock() > fence_at:
-                reports.pending -= 1
-                self._purge(producer)
-                raise FencedError
+                self._purge()
+                return start
+            for row in rows[start : start + CHUNK_ROWS]:
+                _, _, _, topic, key, headers, event_id, payload, _ = row
+                parts = iter(headers.split(SEPARATOR))
+                try:
+                    produce(topic, payload, key, headers=[("event_id", event_id), *zip(parts, parts)])  # noqa: B905
+                except BaseException as error:
+                    self._not_taken(error, row, fence_at)
+        failpoint("after_produce")
+        return len(rows)
+
+    def _not_taken(self, error: BaseException, row: Row, fence_at: float) -> None:
+        """A row that librdkafka did not take. A full queue is no failure: it takes the row when there is room."""
+        while isinstance(error, BufferError) and self._clock() < fence_at:
+            self._guarded(self._producer.poll, 0.05)
+            parts = iter(row[5].split(SEPARATOR))
             try:
-                parts = iter(row[5].split(SEPARATOR))
-                headers = [("event_id", row[6]), *zip(parts, parts, strict=False)]
-                producer.produce(row[3], row[7], row[4], on_delivery=reports.callback(index), headers=headers)
+                self._producer.produce(row[3], row[7], row[4], headers=[("event_id", row[6]), *zip(parts, parts)])  # noqa: B905
                 return
             except BaseException as again:
                 error = again
-        reports.pending -= 1
-        kafka_error = error.args[0] if isinstance(error, KafkaException) else error
-        if not isinstance(kafka_error, KafkaError):
-            kafka_error = KafkaError(KafkaError._FAIL)
-        if kafka_error.fatal() or kafka_error.code() == KafkaError._FATAL:
-            self._dead = True
-        reports.errors[index] = kafka_error
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+        cause = error.args[0] if isinstance(error, KafkaException) else error
+        kafka_error = cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL)
+        self._dead = self._dead or kafka_error.fatal() or kafka_error.code() == KafkaError._FATAL
+        self._failures.append((kafka_error, row[3], row[4], row[7]))
 
-    def _serve(self, producer: Producer, seconds: float) -> None:
-        """Serves delivery reports. librdkafka's fatal errors arrive as KafkaException, as KafkaError (which is no
-        Exception) or as SystemError, depending on what the callback did: all of them mean a dead producer."""
+    def _flush(self, fence_at: float) -> int:
+        """Waits until nothing is left; librdkafka gives each row up after its time-out, a little later so do we.
+
+        Returns how many rows are still without a word.
+        """
+        seconds = max(0.0, min(fence_at - self._clock(), self._timeout + 2.0))
+        self._guarded(self._producer.flush, seconds)
+        left = len(self._producer)
+        if left:
+            self._purge()
+        return left
+
+    def _guarded(self, call: Callable[[float], int], seconds: float) -> None:
+        """librdkafka's fatal errors arrive as KafkaException, as KafkaError (which is no Exception) or as SystemError,
+        depending on what a callback did: all of them mean a dead producer."""
         try:
-            producer.poll(seconds)
+            call(seconds)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             self._dead = True
 
-    def _await(self, reports: Reports, fence_at: float) -> None:
-        """Waits until all sent rows are reported. librdkafka gives each up after its time-out; a little later so do we."""
-        until = min(fence_at, self._clock() + self._timeout + 2.0)
-        while reports.pending and not self._dead:
-            if self._clock() > until:
-                with self._in_turn():
-                    self._purge(self._producer)
-                if self._clock() > fence_at:
-                    raise FencedError
-                return
-            if self._waiting:
-                # Another worker wants to produce. It serves our reports as it goes.
-                reports.last.wait(0.002)
-                continue
-            with self._in_turn():
-                self._serve(self._producer, 0.002 if reports.pending else 0)
-
-    def _send_queues(self, rows: Sequence[Row], queues: list[list[int]], reports: Reports, fence_at: float) -> None:
-        """One row of each queue at a time. A row that may be too large travels alone, so that it can fail alone."""
-        queues = [list(reversed(queue)) for queue in queues]
-        while queues and not self._dead:
-            heads = [queue.pop() for queue in queues]
-            alone = [index for index in heads if self._limits.is_risky(rows[index])]
-            apart = set(alone)
-            for group in [[index for index in heads if index not in apart], *[[index] for index in alone]]:
-                if group:
-                    self._send(rows, group, reports, fence_at)
-                    self._await(reports, fence_at)
-            queues = [queue for queue, head in zip(queues, heads, strict=True) if queue and reports.delivered[head]]
-
-    def _purge(self, producer: Producer) -> None:
-        """Throws away what is queued and serves the reports that say so. What is on the wire stays unknown."""
+    def _purge(self) -> None:
+        """Throws away what is queued, and serves the reports that say so. What is on the wire stays unknown."""
         with contextlib.suppress(KafkaException):
-            producer.purge(in_queue=True, in_flight=True, blocking=True)
-        self._serve(producer, 0)
+            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
+        self._guarded(self._producer.poll, 0)
+
+    def is_idle(self) -> bool:
+        """Whether everything that was ever sent has come to an end."""
+        self._guarded(self._producer.poll, 0)
+        return len(self._producer) == 0
 
     def rebuild(self) -> None:
-        """Replaces the producer. Rows that were on their way with the old one are unknown to their callers."""
-        with self._in_turn():
-            old, self._dead = self._producer, False
-            self._purge(old)
-            self._producer = self._new_producer()
-            self.rebuilds += 1
-
-    def is_available(self) -> bool:
-        """Whether Kafka answers, and what we sent before has come to an end."""
-        if self._dead:
-            self.rebuild()
-        with self._in_turn():
-            self._serve(self._producer, 0)
-            try:
-                self._producer.list_topics(timeout=PROBE_SECONDS)
-            except KafkaException:
-                return False
-            return len(self._producer) == 0
-
-    def can_write(self, topic: str) -> bool:
-        """Whether the topic exists, as far as metadata tells."""
-        try:
-            found = self._producer.list_topics(topic, timeout=PROBE_SECONDS).topics.get(topic)
-        except KafkaException:
-            return False
-        return found is not None and found.error is None and bool(found.partitions)
-
-    def forget(self, topic: str) -> None:
-        """Asks for the topic's limits anew: it came back, perhaps as another."""
-        self._limits.forget(topic)
+        """Replaces the producer. What the old one still had on the wire is unknown."""
+        self._purge()
+        self._dead = False
+        self._producer = self._new_producer()
+        self.rebuilds += 1
 
     def close(self) -> None:
         """Ends the producer. Whatever it still holds has been given up by its unit."""
-        with self._in_turn():
-            self._purge(self._producer)
+        self._purge()

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException
 from relay import __version__
 from relay.config import Settings, require_database, require_kafka
 from relay.daemon import queries
+from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
 from relay.daemon.publisher import Publisher
@@ -63,19 +64,20 @@ class Relay:
             RelayError: a setting, the schema or a grant is wrong, or the database cannot be reached at the start.
         """
         lanes = self._check_database()
-        publisher = self._new_publisher()
+        brokers, publishers = self._new_publishers()
         failpoint("at_startup")
         floors = Floors(lanes)
         health = self._start_health()
         self._catch_signals()
-        workers = self._start_workers(publisher, floors, lanes)
+        workers = self._start_workers(brokers, publishers, floors, lanes)
         self.state.started = True
         self._log.info(
             "relay.started", instance=self.instance, version=__version__, lanes=lanes,
             librdkafka=confluent_kafka.libversion()[0], http=health.port if health else None,
         )  # fmt: skip
         self._wait(workers)
-        publisher.close()
+        for publisher in publishers:
+            publisher.close()
         if health:
             health.stop()
         self._log.info("relay.stopped", published=self.state.published)
@@ -108,13 +110,20 @@ class Relay:
                 raise explain(error) from None
         return int(row[1]) + 1
 
-    def _new_publisher(self) -> Publisher:
+    def _new_publishers(self) -> tuple[Brokers, list[Publisher]]:
+        """A producer for each worker. librdkafka checks its properties here, and nothing is connected yet."""
+        daemon = self._settings.daemon
         try:
-            return Publisher(
-                self._kafka,
-                is_strict=lambda topic: self._settings.topic(topic).order == "strict",
-                publish_timeout_seconds=self._settings.daemon.publish_timeout_seconds,
-            )
+            brokers = Brokers(self._kafka)
+            return brokers, [
+                Publisher(
+                    self._kafka,
+                    brokers,
+                    is_strict=lambda topic: self._settings.topic(topic).order == "strict",
+                    publish_timeout_seconds=daemon.publish_timeout_seconds,
+                )
+                for _ in range(daemon.units_in_flight)
+            ]
         except (KafkaException, TypeError, ValueError) as error:
             cause = error.args[0] if error.args else error
             text = cause.str() if isinstance(cause, confluent_kafka.KafkaError) else str(cause)
@@ -124,10 +133,12 @@ class Relay:
                 "correct it under [kafka] or RELAY_KAFKA__...",
             ) from None
 
-    def _start_workers(self, publisher: Publisher, floors: Floors, lanes: int) -> list[threading.Thread]:
+    def _start_workers(
+        self, brokers: Brokers, publishers: list[Publisher], floors: Floors, lanes: int
+    ) -> list[threading.Thread]:
         daemon = self._settings.daemon
         common: dict[str, Any] = {
-            "publisher": publisher, "floors": floors, "settings": self._settings,
+            "brokers": brokers, "floors": floors, "settings": self._settings,
             "state": self.state, "metrics": self.metrics, "log": self._log,
         }  # fmt: skip
 
@@ -142,10 +153,13 @@ class Relay:
             )
 
         def worker(index: int) -> Callable[[], None]:
-            return Worker(index, open_store=lambda: open_store(index), drain=self._drain, **common).run
+            publisher = publishers[index]
+            return Worker(
+                index, open_store=lambda: open_store(index), publisher=publisher, drain=self._drain, **common
+            ).run
 
         watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, **common)
-        workers = [self._thread(f"worker-{i}", worker(i)) for i in range(daemon.units_in_flight)]
+        workers = [self._thread(f"worker-{i}", worker(i)) for i in range(len(publishers))]
         for thread in [*workers, self._thread("watch", watch.run)]:
             thread.start()
         return workers

@@ -26,7 +26,7 @@ from relay.config import Settings
 from relay.core.backoff import backoff_seconds
 from relay.daemon import queries
 from relay.daemon.floors import Floors
-from relay.daemon.publisher import Publisher
+from relay.daemon.brokers import Brokers
 from relay.daemon.state import State
 from relay.database import Connection
 from relay.errors import RelayError
@@ -48,7 +48,7 @@ class Watch:
         self,
         *,
         open_connection: Callable[[], Connection],
-        publisher: Publisher,
+        brokers: Brokers,
         floors: Floors,
         lanes: int,
         settings: Settings,
@@ -57,7 +57,7 @@ class Watch:
         log: Logger,
     ) -> None:
         self._open_connection = open_connection
-        self._publisher = publisher
+        self._brokers = brokers
         self._floors = floors
         self._lanes = lanes
         self._settings = settings
@@ -184,8 +184,8 @@ class Watch:
     def _look_at_topics(self, now: float) -> None:
         """Takes paused topics up again that can be written now."""
         for topic in self._floors.due(now):
-            if self._publisher.can_write(topic):
-                self._publisher.forget(topic)
+            if self._brokers.can_write(topic):
+                self._brokers.forget(topic)
                 self._floors.resume(topic)
                 self._state.problems.pop(f"topic {topic}", None)
                 self._log.info("topic.resumed", topic=topic)
@@ -195,7 +195,5 @@ class Watch:
         self._metrics.paused_topics.set(len(self._floors.paused()))
 
     @staticmethod
-    def _all(
-        connection: Connection, query: LiteralString, parameters: dict[str, object] | None = None
-    ) -> list[tuple[object, ...]]:
+    def _all(connection: Connection, query: LiteralString, parameters: dict[str, object] | None = None) -> list[Any]:
         return connection.execute(query, parameters).fetchall()

@@ -22,6 +22,7 @@ from relay.config import Settings
 from relay.core.backoff import backoff_seconds
 from relay.core.event import Outcome, Row
 from relay.core.settlement import Settlement, settle
+from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
 from relay.daemon.poison import Poison
@@ -43,6 +44,7 @@ class Worker:
         *,
         open_store: Callable[[], Store],
         publisher: Publisher,
+        brokers: Brokers,
         floors: Floors,
         settings: Settings,
         state: State,
@@ -53,6 +55,7 @@ class Worker:
         self._index = index
         self._open_store = open_store
         self._publisher = publisher
+        self._brokers = brokers
         self._floors = floors
         self._settings = settings
         self._daemon = settings.daemon
@@ -62,6 +65,7 @@ class Worker:
         self._drain = drain
         self._poison = Poison(publisher, settings, metrics, log)
         self._pause = 0.001
+        self._rebuilds = 0
         self._losses = 0
         self._lost_at = 0.0
 
@@ -125,6 +129,10 @@ class Worker:
                 return True
             raise
         self._report(unit, delivered, publishing_at, published_at, clock())
+        if self._publisher.rebuilds != self._rebuilds:
+            self._rebuilds = self._publisher.rebuilds
+            self._metrics.rebuilds.inc()
+            self._log.warning("producer.rebuilt", rebuilds=self._rebuilds)
         if outcomes is not None:
             self._react(rows, outcomes, clock() > fence_at, clock() - unit.claimed_at)
         return True
@@ -205,7 +213,7 @@ class Worker:
         attempt = 1
         while not self._state.stop.is_set():
             self._state.beat()
-            if self._publisher.is_available():
+            if self._brokers.are_there() and self._publisher.is_idle():
                 break
             self._state.stop.wait(backoff_seconds(attempt, random.random(), cap=1.0))  # noqa: S311
             attempt += 1
