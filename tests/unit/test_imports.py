@@ -1,0 +1,29 @@
+"""An application that writes events loads its own database library and nothing more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FOREIGN = {"confluent_kafka", "psycopg", "sqlalchemy", "click", "structlog", "prometheus_client", "asyncpg"}
+
+
+@pytest.mark.parametrize("module", ["relay", "relay.outbox"])
+def test_the_write_side_loads_no_library_that_the_application_did_not_load(module):
+    program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not FOREIGN & set(done.stdout.split())
+
+
+def test_writing_through_psycopg_does_not_load_sqlalchemy():
+    program = (
+        "import sys, psycopg, relay.outbox\n"
+        "from relay.errors import EventError\n"
+        "try: relay.outbox.emit(object(), 't', key=None, payload=None)\n"
+        "except EventError as error: print(error.code)\n"
+        "print('sqlalchemy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["RLY-111", "False"]
