@@ -370,7 +370,10 @@ def settled(dsn: str, second: Future[Any]) -> None:
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("form", ["emit", "emit_many"])
 def test_ids_of_a_key_are_drawn_in_the_order_of_commits(any_database, thread, isolation, form):
-    """The second writer of a key waits for the first one's commit, whatever its snapshot; another key does not."""
+    """The second writer of a key waits for the first one's commit, whatever its snapshot; another key does not.
+
+    It waits without an id: what the first one writes meanwhile still comes before it.
+    """
 
     def write(session: Session, key: str, number: int) -> None:
         if form == "emit":
@@ -381,7 +384,7 @@ def test_ids_of_a_key_are_drawn_in_the_order_of_commits(any_database, thread, is
     def second_writes(session: Session) -> None:
         session.execute(sa.text("SELECT 1"))
         write(session, "other", 2)
-        write(session, "k", 3)
+        write(session, "k", 4)
         session.commit()
 
     with two_sessions(any_database, isolation_level=isolation) as (first, second):
@@ -389,9 +392,10 @@ def test_ids_of_a_key_are_drawn_in_the_order_of_commits(any_database, thread, is
         writing = thread.submit(second_writes, second)
         settled(any_database, writing)
         assert not writing.done()
+        write(first, "k", 3)
         first.commit()
         writing.result(20)
-    assert payloads(any_database) == [[1], [2], [3]]
+    assert payloads(any_database) == [[1], [2], [3], [4]]
 
 
 def test_versions_follow_the_order_of_commits(any_database, thread):
@@ -407,9 +411,10 @@ def test_versions_follow_the_order_of_commits(any_database, thread):
         writing = thread.submit(second_touches)
         settled(any_database, writing)
         assert not writing.done()
+        assert touch(first, "user", 1) == 2
         first.commit()
-        assert writing.result(20) == 2
-    assert [value["version"] for value in payloads(any_database)] == [1, 2]
+        assert writing.result(20) == 3
+    assert [value["version"] for value in payloads(any_database)] == [1, 2, 3]
 
 
 def test_a_serialization_failure_of_a_touch_is_the_applications_to_retry(database, thread):
