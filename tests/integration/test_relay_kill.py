@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
+from relay.daemon.failpoints import NAMES
 from tests.support import scenario
 from tests.support.kafka import fresh_topic
+from tests.support.relay_process import eventually
+from tests.support.workload import Mix
+
+POINTS = [name for name in NAMES if name != "in_parking"]
+"""`in_parking` is passed only by an event that Kafka refuses: tests/integration/test_relay_kafka.py."""
 
 
 def test_a_killed_relay_loses_nothing_and_keeps_the_order(database, kafka):
-    """After kill -9 at a random moment everything committed is in the topic, in order, repeated within the bound."""
+    """After kill -9 at random moments all that was committed is in the topic, in order, repeated within the bound."""
     topics = [fresh_topic(kafka), fresh_topic(kafka)]
 
     def kill_at_random(run: scenario.Run) -> None:
@@ -17,3 +25,24 @@ def test_a_killed_relay_loses_nothing_and_keeps_the_order(database, kafka):
 
     verdict = scenario.run(database, kafka.bootstrap, topics, nemesis=kill_at_random)
     assert verdict.committed > 100
+
+
+@pytest.mark.parametrize("relays", [1, 3])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_relay_killed_at_any_step_keeps_the_promise(database, kafka, point, relays):
+    """Wherever in its work a relay is killed, nothing is lost or reordered, and others or its successor go on."""
+    topics = [fresh_topic(kafka)]
+
+    def until_it_died(run: scenario.Run) -> None:
+        eventually(lambda: run.fleet.kills, 30, f"the relay to die at {point}")
+        run.let_write(50)
+
+    scenario.run(
+        database,
+        kafka.bootstrap,
+        topics,
+        relays=relays,
+        nemesis=until_it_died,
+        failpoints=f"{point}=kill" if point == "at_startup" else f"{point}=kill@4",
+        mix=Mix(per_second=100),
+    )

@@ -320,13 +320,33 @@ class Fleet:
         """How many ended without being asked to, by a signal."""
         return len([code for code in self.deaths if code < 0])
 
+    def replace(self, index: int) -> float:
+        """Stops one cleanly and starts it again, as a deploy does; the seconds that stopping took.
+
+        Raises:
+            AssertionError: it did not exit with 0.
+        """
+        relay = self.relays[index]
+        self.wait_started(relay)
+        with self._lock:
+            started = time.monotonic()
+            code = relay.stop()
+            seconds = time.monotonic() - started
+            assert code == 0, f"exit code {code}{relay.said()}"
+            relay.start()
+        self.wait_started(relay)
+        return seconds
+
     def stop(self) -> list[int]:
-        """Asks all to stop; the exit codes."""
+        """Asks all to stop, once they work: before that a signal ends them as it ends any program. The exit codes."""
+        for relay in self.relays:
+            if relay.is_running:
+                relay.resume()
+            self.wait_started(relay)
         with self._lock:
             self._stopping.set()
         for relay in self.relays:
             if relay.is_running:
-                relay.resume()
                 relay.term()
         return [relay.wait_exit() for relay in self.relays]
 

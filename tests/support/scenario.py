@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -19,6 +20,11 @@ from relay.demo.history import Record, Verdict, check, digest
 from tests.support.relay_process import FOR_TESTS, NOTHING, Fleet, eventually
 from tests.support.topic import read_topic
 from tests.support.workload import Journal, Mix, Writers
+
+HELD_OPEN = """\
+SELECT count(*) FROM pg_stat_activity
+WHERE application_name LIKE 'relay worker%' AND state LIKE 'idle in transaction%'"""
+"""How many units of work are open at this moment and wait for something that is not the database."""
 
 RELAY_HEADERS = frozenset({"event_id", "traceparent"})
 
@@ -126,6 +132,13 @@ def run(
                 f"SEED={seed}, exit codes {codes}\n{verdict.explain()}\n{fleet.said()}\nevidence in {place}"
             )
     return verdict
+
+
+def ask(dsn: str, query: str, *parameters: object) -> Any:
+    """The first column of the first row."""
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=5) as connection:
+        row = connection.execute(query, parameters or None).fetchone()
+        return row[0] if row else None
 
 
 def wait_empty(dsn: str, seconds: float, fleet: Fleet | None = None) -> None:

@@ -1,0 +1,98 @@
+"""Starting and stopping: a signal drains, a second one does not wait, and a rolling restart repeats nothing."""
+
+from __future__ import annotations
+
+import time
+
+from relay.demo.postgres import free_port
+from tests.support import scenario
+from tests.support.kafka import KafkaCluster, fresh_topic
+from tests.support.relay_process import SHORT, RelayProcess, eventually
+from tests.support.topic import read_topic
+from tests.support.workload import Mix, Writers
+
+
+def test_sigterm_settles_what_is_in_flight_and_exits_0(database, kafka):
+    """A relay told to stop under load ends with 0 within seconds, and its successor repeats nothing."""
+    topics = [fresh_topic(kafka)]
+
+    def stop_and_start(run: scenario.Run) -> None:
+        for _ in range(3):
+            run.let_write(50)
+            stopped_in = run.fleet.replace(0)
+            assert stopped_in < 5
+
+    scenario.run(database, kafka.bootstrap, topics, nemesis=stop_and_start, clean=True)
+
+
+def test_a_rolling_restart_under_load_repeats_nothing(database, kafka):
+    """Replacing one relay after another while writers write loses, repeats and reorders nothing."""
+    topics = [fresh_topic(kafka), fresh_topic(kafka)]
+
+    def roll(run: scenario.Run) -> None:
+        for index in range(3):
+            run.let_write(30)
+            run.fleet.replace(index)
+        run.let_write(30)
+
+    scenario.run(database, kafka.bootstrap, topics, relays=3, nemesis=roll, clean=True)
+
+
+def test_a_second_sigterm_ends_a_relay_that_waits_for_kafka_at_once(database):
+    """While a frozen broker holds up its unit, a stopping relay waits, and a second signal ends it; nothing is lost."""
+    with KafkaCluster() as cluster:
+        topic = fresh_topic(cluster)
+        writers = Writers(database, scenario.seed_of_run(), [topic], mix=Mix(per_second=100))
+        with RelayProcess(database, cluster.bootstrap) as relay:
+            relay.wait_started()
+            writers.start()
+            relay.wait_event("unit.settled")
+            cluster.pause(0)
+            eventually(lambda: scenario.ask(database, scenario.HELD_OPEN), 5, "a unit to be held up")
+            relay.term()
+            relay.wait_event("relay.stopping")
+            # Held up by the broker: without a second signal it would stay for the publish time-out.
+            assert relay.is_running
+            started = time.monotonic()
+            relay.term()
+            assert relay.wait_exit(5) == 128 + 15
+            assert time.monotonic() - started < 1
+            cluster.resume(0)
+            writers.stop()
+        with RelayProcess(database, cluster.bootstrap) as successor:
+            successor.wait_started()
+            scenario.wait_empty(database, 20)
+            assert successor.stop() == 0
+        verdict = scenario.judge(writers.journal, cluster.bootstrap, [topic], repeats_max=400, step_back_max=200)
+        assert verdict.ok, verdict.explain()
+
+
+def test_a_stop_while_the_brokers_are_gone_ends_in_time(database):
+    """A relay that is stopped while no broker answers exits 0 after its publish time-out, and its events stay."""
+    settings = {**SHORT, "RELAY_DAEMON__SHUTDOWN_SECONDS": "5"}
+    writers = Writers(database, scenario.seed_of_run(), ["nowhere"], transactions_max=5)
+    with RelayProcess(database, f"127.0.0.1:{free_port()}", settings=settings) as relay:
+        relay.wait_started()
+        writers.start()
+        eventually(lambda: scenario.ask(database, "SELECT count(*) FROM relay.outbox"), 5)
+        relay.term()
+        assert relay.wait_exit(8) == 0
+        writers.stop()
+    committed = [event for event in writers.journal.written if event.outcome == "committed"]
+    keyless = [event for event, outcome in writers.journal.keyless.values() if outcome == "committed"]
+    assert scenario.ask(database, "SELECT count(*) FROM relay.outbox") == len(committed) + len(keyless)
+
+
+def test_drain_ends_when_the_outbox_is_empty(database, kafka):
+    """`--drain` publishes what is there, in order and once, and exits 0 by itself."""
+    topic = fresh_topic(kafka)
+    writers = Writers(database, scenario.seed_of_run(), [topic], mix=Mix(per_second=1000), transactions_max=100)
+    writers.start()
+    eventually(lambda: not writers.is_alive, 60, "the writers to finish")
+    writers.stop()
+    with RelayProcess(database, kafka.bootstrap, arguments=("--drain",)) as relay:
+        assert relay.wait_exit(30) == 0
+    assert scenario.ask(database, "SELECT count(*) FROM relay.outbox") == 0
+    verdict = scenario.judge(writers.journal, kafka.bootstrap, [topic], clean=True)
+    assert verdict.ok, verdict.explain()
+    assert len(read_topic(kafka.bootstrap, topic)) >= verdict.committed
