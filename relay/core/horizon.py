@@ -16,14 +16,19 @@ are above what had been drawn before it was first seen, so that point is remembe
 From then on every read of rows is followed by a question: are all pins still open? If one has ended, its rows may have
 become visible below the floor, and a row that was read may have to come after them. The read is thrown away, the floors
 go back to the pin, once.
+
+A transaction that is prepared (two-phase commit) goes on under another name, so its old name ends before it does. A
+prepared writer that is new may be any of those that have just ended, and becomes a pin from where the earliest began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 PATIENCE_SECONDS = 3.0
+PREPARED = "-1/"
+"""How the name of a prepared transaction begins: it has no backend any more."""
 
 
 @dataclass(slots=True)
@@ -46,9 +51,12 @@ class Horizon:
         Returns the id to which floors must go back because a pin has ended, or None.
         """
         open_now = set(writers)
-        ended = [writer for writer in self.pins if writer not in open_now]
-        back = min((self.pins.pop(writer) for writer in ended), default=None)
-        self._first_seen = {w: self._first_seen.get(w, self._previous) for w in open_now}
+        before = self._first_seen
+        earliest = min((low for w, low in before.items() if w not in open_now), default=self._previous)
+        renamed = {w for w in open_now if w not in before and w.startswith(PREPARED)}
+        back = self.end_pins(self.pins, open_now)
+        self.pins.update(dict.fromkeys(renamed - set(self.pins), earliest))
+        self._first_seen = {w: before.get(w, self.pins.get(w, self._previous)) for w in open_now}
         self._previous = last_id
         self._waiting &= open_now
         if self._waiting and now - self._since > PATIENCE_SECONDS:
@@ -60,6 +68,26 @@ class Horizon:
             self._since = now
             self._waiting = open_now - set(self.pins)
         return back
+
+    def end_pins(self, pins: Mapping[str, int], open_now: Collection[str]) -> int | None:
+        """Lets go of those of these pins that are not open any more.
+
+        Returns:
+            The id to which floors must go back; None if all are open.
+        """
+        ended = [writer for writer in pins if writer not in open_now]
+        back = min((pins[writer] for writer in ended), default=None)
+        for writer in ended:
+            self.pins.pop(writer, None)
+        if back is not None:
+            renamed = [writer for writer in open_now if writer.startswith(PREPARED) and writer not in self.pins]
+            self.pins.update(dict.fromkeys(renamed, back))
+        return back
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything up to the last observation is proven, and nobody holds back anything older."""
+        return not self.pins and not self._waiting and self.proven >= self._previous
 
 
 def raised_floor(floor: int, first_live: int | None, proven: int) -> int:

@@ -50,26 +50,40 @@ class Floors:
             for lane, first in first_live.items():
                 floors[lane] = raised_floor(floors[lane], first, view.proven)
 
-    def observe(self, last_id: int, writers: Collection[str], now: float, epoch: int) -> None:
-        """One observation of the horizon, in the order of relay.core.horizon; `epoch` is from before it."""
+    def raise_all(self, view: View) -> None:
+        """Takes in that a look at all lanes found nothing. It needs no lane's lock: rows only go, they do not come back."""
+        if min(view.floors) <= view.proven:
+            self.raise_to(view, dict.fromkeys(range(len(view.floors))))
+
+    def observe(self, last_id: int, writers: Collection[str], now: float, epoch: int) -> bool:
+        """One observation of the horizon, in the order of relay.core.horizon; `epoch` is from before it.
+
+        Returns:
+            True if a long writer has ended, so that there may be rows below where the floors were.
+        """
         with self._lock:
             if epoch != self._epoch:
-                return
+                return False
             back = self._horizon.observe(last_id, writers, now)
-            if back is not None:
-                self._go_back(back)
+            if back is None:
+                return False
+            self._go_back(back)
+            return True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing can appear any more below what has been observed."""
+        with self._lock:
+            return self._horizon.is_settled
 
     def pins_ended(self, view: View, writers: Iterable[str]) -> bool:
         """Whether a pin of `view` has ended by now; the floors have gone back then, and what was read is void."""
-        open_now = set(writers)
-        ended = [writer for writer in view.pins if writer not in open_now]
-        if not ended:
-            return False
         with self._lock:
-            self._go_back(min(view.pins[writer] for writer in ended))
-            for writer in ended:
-                self._horizon.pins.pop(writer, None)
-        return True
+            back = self._horizon.end_pins(view.pins, set(writers))
+            if back is None:
+                return False
+            self._go_back(back)
+            return True
 
     def breached(self, lane: int, found: int, epoch: int) -> bool:
         """A row was found below the floor of a lane: go back to it. False if the floors have moved meanwhile."""

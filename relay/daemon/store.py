@@ -103,8 +103,10 @@ class Store:
     def has_work(self) -> bool:
         """Whether any lane has a row, be it locked by another relay. One statement, no transaction is left open."""
         view = self._floors.view()
-        found = self._one(queries.PROBE, {"floors": view.floors, "paused": view.paused})
-        return bool(found[0])
+        found = bool(self._one(queries.PROBE, {"floors": view.floors, "paused": view.paused})[0])
+        if not found:
+            self._floors.raise_all(view)
+        return found
 
     def is_empty(self) -> bool:
         """Whether the outbox holds no visible row at all, paused topics and floors aside."""

@@ -25,8 +25,8 @@ import psycopg
 from relay.config import Settings
 from relay.core.backoff import backoff_seconds
 from relay.daemon import queries
-from relay.daemon.floors import Floors
 from relay.daemon.brokers import Brokers
+from relay.daemon.floors import Floors
 from relay.daemon.state import State
 from relay.database import Connection
 from relay.errors import RelayError
@@ -95,7 +95,9 @@ class Watch:
         now = self._state.clock()
         self._metrics.heartbeat.set(time.time() - (now - self._state.heartbeat))
         self._look_at_topics(now)
-        if self._state.idle_for() < DROWSY_SECONDS or not self._state.kafka_up:
+        # A sleeper observes nothing. What a long writer keeps back would stay below the floors after its commit until
+        # something else is written, and every look would walk what was removed since the last proof.
+        if self._state.idle_for() < DROWSY_SECONDS or not self._state.kafka_up or not self._floors.is_settled:
             self._wake_up(connection)
             self._observe(connection, now)
             # Until there is a first proof, every look walks all that was removed since the start.
@@ -148,7 +150,8 @@ class Watch:
         last_id = self._all(connection, queries.LAST_ID)[0][0]
         # A statement of its own, after the first: the order is the proof.
         writers = [row[0] for row in self._all(connection, queries.WRITERS)]
-        self._floors.observe(last_id, writers, now, epoch)
+        if self._floors.observe(last_id, writers, now, epoch):
+            self._state.ring()
         if now >= self._next_rescan:
             self._next_rescan = now + RESCAN_SECONDS
             self._rescan(connection)
