@@ -315,6 +315,10 @@ class Fleet:
         """Returns when this relay works, however often it has to be started for that."""
         eventually(lambda: relay.events("relay.started"), seconds, f"relay {relay.number} to start")
 
+    def wait_seconds(self, seconds: float) -> None:
+        """For faults that last: time is the condition here."""
+        self._stopping.wait(seconds)
+
     @property
     def kills(self) -> int:
         """How many ended without being asked to, by a signal."""

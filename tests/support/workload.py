@@ -12,12 +12,11 @@ journal's sequence is the commit order, and not by the relay's account.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -37,7 +36,7 @@ class Mix:
 
     per_second: float = 60.0
     several: float = 0.2
-    unsorted: float = 0.02
+    unsorted: float = 0.05
     late: float = 0.1
     late_seconds: float = 0.05
     rollback: float = 0.05
@@ -203,16 +202,17 @@ class Writer(threading.Thread):
         keys = list(dict.fromkeys(draw.choices(self._keys, self._weights, k=count)))
         if draw.random() >= mix.unsorted:
             keys.sort()
-        drafts.extend(self._event(connection, key) for key in keys)
+        drafts.extend(self.event(connection, key) for key in keys)
         if draw.random() < mix.savepoint:
             connection.execute("SAVEPOINT s")
-            doomed = self._event(connection, keys[-1])
+            doomed = self.event(connection, keys[-1])
             drafts.append(doomed)
             connection.execute("ROLLBACK TO SAVEPOINT s")
             doomed.survives = False
-            drafts.append(self._event(connection, keys[-1]))
+            drafts.append(self.event(connection, keys[-1]))
 
-    def _event(self, connection: psycopg.Connection, key: str) -> Draft:
+    def event(self, connection: psycopg.Connection, key: str) -> Draft:
+        """One event of the key's kind, with its place in the key's order."""
         kind = key[0]
         if kind == "t":
             return self._touch(connection, key)
@@ -303,6 +303,8 @@ class Writers:
     ) -> None:
         names = key_names(keys)
         prepare(dsn, names)
+        self._dsn, self._seed, self._topics = dsn, seed, topics
+        self._held: list[Held] = []
         self._writers = [
             Writer(dsn, f"{seed}/{index}", topics, names, mix or Mix(), transactions_max=transactions_max)
             for index in range(count)
@@ -333,22 +335,51 @@ class Writers:
             if writer.failure is not None:
                 raise writer.failure
 
+    def hold(self, keys: Sequence[str]) -> Held:
+        """Opens a transaction beside the writers, on keys of its own; its journal counts with theirs."""
+        held = Held(self._dsn, f"{self._seed}/held/{len(self._held)}", self._topics, keys)
+        self._held.append(held)
+        return held
+
     @property
     def journal(self) -> Journal:
         """All journals in one. The sequence orders events, so it does not matter in which order they stand."""
         total = Journal()
-        for writer in self._writers:
-            total.written += writer.journal.written
-            total.keyless |= writer.journal.keyless
-            total.unknown += writer.journal.unknown
-            total.deadlocks += writer.journal.deadlocks
-            total.losses += writer.journal.losses
+        for journal in [one.journal for one in (*self._writers, *self._held)]:
+            total.written += journal.written
+            total.keyless |= journal.keyless
+            total.unknown += journal.unknown
+            total.deadlocks += journal.deadlocks
+            total.losses += journal.losses
         return total
 
 
-def add(dsn: str, key: str, write: Callable[[psycopg.Connection], None]) -> None:
-    """One transaction of a test's own on a key of the application's kind."""
-    prepare(dsn, [key])
-    with contextlib.closing(psycopg.connect(dsn)) as connection:
-        write(connection)
-        connection.commit()
+class Held:
+    """A transaction with one event for each of these keys, which stays open until it is told how to end."""
+
+    def __init__(self, dsn: str, seed: str, topics: Sequence[str], keys: Sequence[str]) -> None:
+        prepare(dsn, keys)
+        self.journal = Journal()
+        self._connection = psycopg.connect(dsn, connect_timeout=5)
+        self._writer = Writer(dsn, seed, topics, keys, Mix())
+        self._drafts = [self._writer.event(self._connection, key) for key in keys]
+
+    def commit(self) -> None:
+        """Ends it; its events are visible when this returns."""
+        self._end("committed")
+
+    def rollback(self) -> None:
+        """Ends it; its events never were."""
+        self._end("rolled_back")
+
+    def _end(self, outcome: Outcome) -> None:
+        drafts, self._drafts = self._drafts, []
+        try:
+            if outcome == "committed":
+                self._connection.commit()
+            else:
+                self._connection.rollback()
+        except psycopg.OperationalError:
+            outcome = "unknown" if outcome == "committed" else outcome
+        self._connection.close()
+        self.journal.enter(drafts, outcome)
