@@ -13,7 +13,6 @@ from typing import Any
 
 import confluent_kafka
 import psycopg
-from confluent_kafka import KafkaException
 
 from relay import __version__
 from relay.config import Settings, require_database, require_kafka
@@ -21,14 +20,15 @@ from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
+from relay.daemon.properties import REFUSALS, refused
 from relay.daemon.publisher import Publisher
 from relay.daemon.state import State
 from relay.daemon.store import Store
 from relay.daemon.watch import Watch
 from relay.daemon.worker import Worker
 from relay.database import Connection, connect, explain
-from relay.errors import ConfigError, GrantError
-from relay.health import Answer, Health, answer_json
+from relay.errors import GrantError
+from relay.health import DEFAULT_PORT, Answer, Health, answer_json
 from relay.logs import Logger
 from relay.metrics import Metrics
 from relay.schema.install import require_version
@@ -124,14 +124,8 @@ class Relay:
                 )
                 for _ in range(daemon.units_in_flight)
             ]
-        except (KafkaException, TypeError, ValueError) as error:
-            cause = error.args[0] if error.args else error
-            text = cause.str() if isinstance(cause, confluent_kafka.KafkaError) else str(cause)
-            raise ConfigError(
-                "RLY-206",
-                f"librdkafka refuses a property: {text}",
-                "correct it under [kafka] or RELAY_KAFKA__...",
-            ) from None
+        except REFUSALS as error:
+            raise refused(error) from None
 
     def _start_workers(
         self, brokers: Brokers, publishers: list[Publisher], floors: Floors, lanes: int
@@ -209,6 +203,8 @@ class Relay:
             http.host, http.port, {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
         )
         health.start()
+        if http.port == 0 and health.port != DEFAULT_PORT:
+            self._log.warning("http.elsewhere", port=health.port)
         return health
 
     def _livez(self) -> Answer:
