@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "RLY-602": "the parked event has been overtaken",
     "RLY-603": "the parked event waits for an earlier one",
     "RLY-604": "the embedded part could not be started",
+    "RLY-605": "the parked event is in use",
     "RLY-701": "Kafka is not available",
     "RLY-702": "a topic cannot be written",
     "RLY-703": "Kafka refuses an event",

@@ -8,8 +8,12 @@ from typing import Any, NoReturn
 import click
 
 from relay import __version__
-from relay.config import Settings, load
+from relay.config import Settings, load, require_database
+from relay.database import Connection, connect
 from relay.errors import RelayError
+
+OPERATOR_DEADLINE_SECONDS = 60.0
+"""An operator waits longer than the daemon: counting a backlog of millions takes its time."""
 
 
 class Root(click.Group):
@@ -34,6 +38,17 @@ def settings() -> Settings:
     return load(os.environ)
 
 
+def open_database(command: str) -> Connection:
+    """A connection for one command, named after it in pg_stat_activity."""
+    loaded = settings()
+    return connect(
+        require_database(loaded),
+        f"relay {command}",
+        connect_timeout_seconds=loaded.database.connect_timeout_seconds,
+        deadline_seconds=OPERATOR_DEADLINE_SECONDS,
+    )
+
+
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="relay")
 def cli() -> None:
@@ -42,10 +57,13 @@ def cli() -> None:
 
 def register() -> None:
     """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
+    from relay.cli.config import config
     from relay.cli.db import db
+    from relay.cli.parked import parked
     from relay.cli.run import run
+    from relay.cli.status import status
 
-    for command in (db, run):
+    for command in (db, run, status, parked, config):
         cli.add_command(command)
 
 

@@ -1,0 +1,70 @@
+"""`relay config`: what is set, by whom, and whether it can work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import fields
+from typing import NamedTuple
+
+import click
+
+from relay.config import SECTIONS, Settings, Topic, load_with_origins, require_database, require_kafka
+from relay.daemon.properties import check_properties
+from relay.database import masked, parse
+
+KAFKA_SECRET = re.compile(r"password|secret|\.pem$|jaas|assertion|token|oauthbearer\.config|credential|passphrase")
+"""Properties whose values are not shown: rather one too many."""
+
+
+class Line(NamedTuple):
+    """One setting as it holds in this process."""
+
+    name: str
+    value: object
+    origin: str
+
+
+@click.group()
+def config() -> None:
+    """The settings of this process."""
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of name, value, origin.")
+def check(as_json: bool) -> None:
+    """Show every setting with its value and origin; exit code 6 if `relay run` would refuse one. Connects to nothing."""
+    settings, origins = load_with_origins(os.environ)
+    lines = _lines(settings, origins)
+    if as_json:
+        click.echo(json.dumps([line._asdict() for line in lines]))
+    else:
+        width = max(len(line.name) for line in lines)
+        for line in lines:
+            click.echo(f"{line.name:{width}}  {_text(line.value)}  ({line.origin})")
+    parse(require_database(settings))
+    check_properties(require_kafka(settings))
+
+
+def _lines(settings: Settings, origins: dict[str, str]) -> list[Line]:
+    lines = []
+    for section, cls in SECTIONS.items():
+        for spec in fields(cls):
+            name = f"{section}.{spec.name}"
+            value = getattr(getattr(settings, section), spec.name)
+            shown = masked(value) if spec.metadata["secret"] and value else value
+            lines.append(Line(name, shown, origins.get(name, "default")))
+    for topic, policy in settings.topics.items():
+        origin = origins[f"topics.{topic}"]
+        lines += [Line(f'topics."{topic}".{f.name}', getattr(policy, f.name), origin) for f in fields(Topic)]
+    for name, value in settings.kafka.items():
+        shown = "***" if KAFKA_SECRET.search(name) else value
+        lines.append(Line(f"kafka.{name}", shown, origins.get(f"kafka.{name}", "default")))
+    return lines
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value != "" else "-"

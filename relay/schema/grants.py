@@ -1,0 +1,82 @@
+"""The rights of four roles, as SQL to read first. What each must not be able to do is tested as well as what it must.
+
+| role | may | may not |
+|---|---|---|
+| writer | call emit, emit_many and touch | read or change any table of the schema, call anything else |
+| relay | lock lanes, read and delete events, park them | insert or change events, delete parked ones, any DDL |
+| monitor | read everything but keys, headers, payloads | change anything, read content |
+| admin | read parked events, retry and drop them | change what is in an event, publish one of its own |
+
+Roles are not created here: where they come from differs from place to place. Rights that were granted to PUBLIC or to a
+role by other means are not taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+SCHEMA: LiteralString = "GRANT USAGE ON SCHEMA relay TO {role};\n"
+
+# The functions run as their owner, so a writer needs no right on any table, and no checked event gets round the checks.
+WRITER: LiteralString = """\
+GRANT EXECUTE ON FUNCTION relay.emit(text, text, bytea, jsonb), relay.emit(text, text, text, jsonb),
+    relay.emit(text, text, jsonb, jsonb), relay.emit_many(text[], text[], bytea[], jsonb[], boolean),
+    relay.touch(text, text, text, text, jsonb, jsonb) TO {role};
+"""
+
+# FOR UPDATE needs UPDATE of some column: that of the counter. Nothing may be inserted into the outbox or changed in it.
+RELAY: LiteralString = """\
+GRANT SELECT ON relay.schema_version TO {role};
+GRANT SELECT, UPDATE (parked) ON relay.lane TO {role};
+GRANT SELECT, DELETE ON relay.outbox TO {role};
+GRANT SELECT ON relay.outbox_id_seq TO {role};
+GRANT SELECT, INSERT, UPDATE (overtaken_at) ON relay.parked TO {role};
+"""
+
+# Without pg_read_all_stats the names of the relays stay hidden; with it, the statements of all sessions show.
+MONITOR: LiteralString = """\
+GRANT SELECT ON relay.schema_version, relay.lane TO {role};
+GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
+GRANT SELECT (id, lane, event_id, created_at, topic, parked_at, policy, waits, code, reason, attempts, overtaken_at)
+    ON relay.parked TO {role};
+-- To let `relay status` name the relays, at the price of showing this role the statements of all sessions:
+-- GRANT pg_read_all_stats TO {role};
+"""
+
+# Reads what is parked, content included (`relay parked show --reveal`), and changes it through one function only.
+ADMIN: LiteralString = """\
+GRANT SELECT ON relay.schema_version, relay.lane, relay.parked TO {role};
+GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
+GRANT EXECUTE ON FUNCTION relay.unpark(bigint, boolean) TO {role};
+"""
+
+ROLES: dict[str, LiteralString] = {"writer": WRITER, "relay": RELAY, "monitor": MONITOR, "admin": ADMIN}
+
+
+def grants(roles: Sequence[tuple[str, str]]) -> str:
+    """One transaction of plain SQL, valid without a connection.
+
+    Args:
+        roles: pairs of a part (a key of ROLES) and the name of a role that exists.
+    """
+    parts: list[Composable] = [SQL("BEGIN;\n")]
+    for part, role in roles:
+        parts += [
+            _heading(part),
+            SQL(SCHEMA).format(role=Identifier(role)),
+            SQL(ROLES[part]).format(role=Identifier(role)),
+        ]
+    return Composed([*parts, SQL("COMMIT;\n")]).as_string(None)
+
+
+def _heading(part: str) -> SQL:
+    headings: dict[str, LiteralString] = {
+        "writer": "\n-- Applications: write events, read nothing.\n",
+        "relay": "\n-- relay run: publish and remove events, never change one.\n",
+        "monitor": "\n-- relay status: see how much waits and since when, no content.\n",
+        "admin": "\n-- relay parked: treat what Kafka refused.\n",
+    }
+    return SQL(headings[part])
