@@ -34,7 +34,7 @@ def config() -> None:
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of name, value, origin.")
 def check(as_json: bool) -> None:
-    """Show every setting with its value and origin; exit code 6 if `relay run` would refuse one. Connects to nothing."""
+    """Show every setting with value and origin; exit code 6 if `relay run` would refuse one. Connects to nothing."""
     settings, origins = load_with_origins(os.environ)
     lines = _lines(settings, origins)
     if as_json:

@@ -40,7 +40,6 @@ def as_data(overview: Overview) -> dict[str, object]:
             "holders": [{"session": name, "lanes": count} for name, count in sorted(overview.holders.items())],
         },
         "relays": overview.relays,
-        "session_names_hidden": overview.names_hidden,
     }
 
 
@@ -51,7 +50,7 @@ def as_text(overview: Overview) -> str:
     lines.append("parked    " + _parked(overview))
     lines.append(f"lanes     {overview.lanes_held} of {overview.lanes} held at this moment")
     lines += [f"  {count:>12,}  {name}" for name, count in sorted(overview.holders.items())]
-    lines.append("relays    " + (", ".join(overview.relays) or _no_relays(overview)))
+    lines.append("relays    " + (", ".join(overview.relays) or "none is connected; start `relay run`"))
     return "\n".join(lines)
 
 
@@ -75,12 +74,6 @@ def _parked(overview: Overview) -> str:
         f"{overview.parked_broken:,} broken, {overview.parked_waiting:,} waiting behind them, since {since}"
         "\n          see `relay parked list`"
     )
-
-
-def _no_relays(overview: Overview) -> str:
-    if overview.names_hidden:
-        return "unknown: this role may not see names (pg_read_all_stats)"
-    return "none is connected; start `relay run`"
 
 
 def shortened(topic: str, width: int) -> str:

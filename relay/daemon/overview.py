@@ -32,12 +32,9 @@ LEFT JOIN pg_catalog.pg_locks AS k
   ON k.locktype = 'transactionid' AND k.transactionid = l.xmax AND k.mode = 'ExclusiveLock' AND k.granted
 ORDER BY l.lane"""
 
-# A role without pg_read_all_stats sees the pids of other roles' sessions and not their names.
+# Pids and names of sessions are shown to any role; what they do is not, and is not asked for.
 SESSIONS: LiteralString = """\
-SELECT pid, application_name FROM pg_catalog.pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
-
-PREFIX = "relay "
+SELECT pid, application_name FROM pg_catalog.pg_stat_activity WHERE datname = current_database()"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,9 @@ class Overview:
     parked_oldest_age_seconds: float | None
     lanes: int
     holders: dict[str, int]
-    """Session name to the number of lanes that it holds; `pid N` where this role may not see the name."""
+    """Session name to the number of lanes that it holds; `pid N` where there is no name."""
     relays: list[str]
     """Relay processes that are connected, by host and process id."""
-    names_hidden: bool
-    """Whether there are sessions whose names this role may not see: `relays` is then not the whole truth."""
 
     @property
     def backlog(self) -> int:
@@ -104,7 +99,8 @@ def look(connection: Connection) -> Overview:
         if pid is not None:
             name = sessions.get(pid) or f"pid {pid}"
             holders[name] = holders.get(name, 0) + 1
-    names = [name for name in sessions.values() if name is not None]
+    # "relay worker 0 HOST-PID": each process has several sessions and counts once.
+    workers = (name for name in sessions.values() if name and name.startswith(("relay worker ", "relay watch ")))
     return Overview(
         topics=topics,
         parked_broken=parked[0],
@@ -112,9 +108,5 @@ def look(connection: Connection) -> Overview:
         parked_oldest_age_seconds=parked[2],
         lanes=len(lanes),
         holders=holders,
-        # "relay worker 0 HOST-PID": each process has several sessions and counts once.
-        relays=sorted(
-            {name.split(" ")[-1] for name in names if name.startswith((f"{PREFIX}worker", f"{PREFIX}watch"))}
-        ),
-        names_hidden=len(names) < len(sessions),
+        relays=sorted({name.split(" ")[-1] for name in workers}),
     )

@@ -36,14 +36,12 @@ GRANT SELECT ON relay.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, UPDATE (overtaken_at) ON relay.parked TO {role};
 """
 
-# Without pg_read_all_stats the names of the relays stay hidden; with it, the statements of all sessions show.
+# The names of the relays and who holds which lane are shown to any role by pg_stat_activity and pg_locks.
 MONITOR: LiteralString = """\
 GRANT SELECT ON relay.schema_version, relay.lane TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic, parked_at, policy, waits, code, reason, attempts, overtaken_at)
     ON relay.parked TO {role};
--- To let `relay status` name the relays, at the price of showing this role the statements of all sessions:
--- GRANT pg_read_all_stats TO {role};
 """
 
 # Reads what is parked, content included (`relay parked show --reveal`), and changes it through one function only.
