@@ -59,11 +59,12 @@ def register() -> None:
     """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
     from relay.cli.config import config
     from relay.cli.db import db
+    from relay.cli.demo import demo
     from relay.cli.parked import parked
     from relay.cli.run import run
     from relay.cli.status import status
 
-    for command in (db, run, status, parked, config):
+    for command in (demo, db, run, status, parked, config):
         cli.add_command(command)
 
 

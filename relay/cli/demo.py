@@ -1,0 +1,21 @@
+"""`relay demo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--script", is_flag=True, help="Play all faults in a fixed order, even on a terminal.")
+def demo(script: bool) -> None:
+    """Watch events survive kill -9, a frozen relay, an outage of Kafka and a crash of Postgres.
+
+    Needs nothing: brings a Postgres and a mock of Kafka, and removes them at the end. With RELAY_DATABASE_URL or
+    RELAY_KAFKA_BOOTSTRAP_SERVERS set, it uses a database or a topic of its own there, which it removes as well.
+    """
+    # A program of its own, with parts that the command line does not have: this process becomes it.
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "relay.demo", *(["--script"] if script else [])])  # noqa: S606
