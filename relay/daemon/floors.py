@@ -51,7 +51,7 @@ class Floors:
                 floors[lane] = raised_floor(floors[lane], first, view.proven)
 
     def raise_all(self, view: View) -> None:
-        """Takes in that a look at all lanes found nothing. It needs no lane's lock: rows only go, they do not come back."""
+        """Takes in that a look at all lanes found nothing. No lock is needed for that: rows do not come back."""
         if min(view.floors) <= view.proven:
             self.raise_to(view, dict.fromkeys(range(len(view.floors))))
 
