@@ -1,0 +1,92 @@
+"""The relay's own Alembic environment: a second door to the steps of `relay.schema.steps`.
+
+Two books are kept. `relay.schema_version` says which steps have run, whichever door ran them: each step notes itself.
+`relay_alembic_version`, apart from any `alembic_version` that the database has already, is Alembic's copy. Where they
+differ, because the other door was used or the schema was dropped or restored by hand, the copy follows.
+"""
+
+from __future__ import annotations
+
+import os
+from logging.config import fileConfig
+
+import psycopg
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection, create_engine, exc, pool, text
+
+from migrations.steps import installed_version
+from relay.config import load, require_database
+from relay.database import explain, parse
+from relay.errors import RelayError
+from relay.schema.install import refuse_newer
+from relay.schema.steps import LOCK_ID
+
+BOOK = "relay_alembic_version"
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+
+
+def run_offline() -> None:
+    """Prints the SQL. Without a connection nobody knows what is there: the script fails where a step has run."""
+    context.configure(dialect_name="postgresql", version_table=BOOK, literal_binds=True)
+    with context.begin_transaction():
+        context.execute(f"SELECT pg_advisory_xact_lock({LOCK_ID})")
+        context.run_migrations()
+
+
+def run_online() -> None:
+    """Runs in one transaction, under the lock that `relay db upgrade` takes as well."""
+    url = parse(require_database(load(os.environ)))
+    engine = create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(url, application_name="relay alembic", client_encoding="UTF8"),
+        poolclass=pool.NullPool,
+    )
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
+        context.configure(connection=connection, version_table=BOOK)
+        _follow_the_database(connection)
+        context.run_migrations()
+
+
+def _follow_the_database(connection: Connection) -> None:
+    """Makes Alembic believe what the database says of itself."""
+    found = installed_version(connection)
+    refuse_newer(found)
+    migration = context.get_context()
+    if int(migration.get_current_revision() or 0) != found:
+        migration.stamp(context.script, f"{found:04d}" if found else "base")
+
+
+def _in_our_words(error: psycopg.Error) -> str:
+    """What a step itself refuses is in our words already."""
+    primary = error.diag.message_primary or ""
+    if primary.startswith("RLY-"):
+        return f"{primary}. Fix: {error.diag.message_hint}"
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return (
+            "RLY-404: the schema could not be upgraded: a lock was not to be had. Fix: run it again at a quieter time"
+        )
+    return str(explain(error))
+
+
+def run() -> None:
+    """Errors in the words of the command line: Alembic shows a CommandError as one line."""
+    try:
+        if context.is_offline_mode():
+            run_offline()
+        else:
+            run_online()
+    except RelayError as error:
+        raise CommandError(str(error)) from None
+    except (exc.DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        if not isinstance(cause, psycopg.Error):
+            raise
+        raise CommandError(_in_our_words(cause)) from None
+
+
+run()
