@@ -1,0 +1,287 @@
+"""`relay demo` as a user meets it: the script, the keys, the verdict, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from relay.demo.databases import TemporaryDatabase
+from relay.demo.history import Record, digest
+from relay.demo.ledger import Ledger
+from relay.demo.verdict import is_kept, judge, lines
+from relay.errors import ConfigError
+
+ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Demo:
+    """One `relay demo` with its own temporary folder and a mark by which its whole family is found."""
+
+    def __init__(self, *arguments: str, terminal: int | None = None, **settings: str) -> None:
+        self.mark = f"DEMO_TEST_MARK={uuid.uuid4().hex}"
+        self.folder = Path(tempfile.mkdtemp(prefix="demo-test-"))
+        self.folder.chmod(0o755)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+        environ |= {"TMPDIR": str(self.folder), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **settings}
+        environ |= dict([self.mark.split("=")])
+        self.said = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "relay", "demo", *arguments],
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=subprocess.PIPE if terminal is None else terminal,
+            stderr=subprocess.STDOUT if terminal is None else terminal,
+            env=environ,
+            start_new_session=True,
+        )
+
+    def listen(self, descriptor: int | None = None) -> None:
+        """Reads on, in a thread, so that the demo never waits for us."""
+        if descriptor is None:
+            assert self._process.stdout is not None
+            descriptor = self._process.stdout.fileno()
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while part := os.read(descriptor, 65536):
+                    self.said += part
+
+        self._reading = threading.Thread(target=read, daemon=True)
+        self._reading.start()
+
+    @property
+    def text(self) -> str:
+        return ESCAPES.sub(b"", self.said).decode(errors="replace")
+
+    def await_text(self, pattern: str, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < until, f"no {pattern!r} in:\n{self.text[-3000:]}"
+            assert self._process.poll() is None or re.search(pattern, self.text), self.text[-3000:]
+            time.sleep(0.05)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self, seconds: float = 90) -> int:
+        """The exit code, after everything it said was read."""
+        code = self._process.wait(seconds)
+        self._reading.join(2)
+        return code
+
+    def family(self) -> list[str]:
+        """Every process that carries the mark in its environment."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in (entry / "environ").read_bytes():
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return found
+
+    def left_behind(self, seconds: float = 10) -> list[str]:
+        """What is still there after a moment: processes, and files apart from the copy of the wheel."""
+        until = time.monotonic() + seconds
+        while True:
+            files = [path.name for path in self.folder.iterdir() if "pixeltable" not in path.name]
+            left = [*self.family(), *files]
+            if not left or time.monotonic() > until:
+                return left
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def start():
+    demos = []
+
+    def start_one(*arguments, listen=True, **settings):
+        demo = Demo(*arguments, **settings)
+        demos.append(demo)
+        if listen:
+            demo.listen()
+        return demo
+
+    yield start_one
+    for demo in demos:
+        demo.close()
+
+
+@pytest.mark.timeout(120)
+def test_without_a_terminal_it_plays_all_four_faults_and_nothing_is_lost(start):
+    started_at = time.monotonic()
+    demo = start()
+    code = demo.end()
+    assert code == 0, demo.text
+    assert "verdict: OK. Nothing lost, nothing reordered" in demo.text
+    for fault in ("kill -9 relay", "is frozen", "all three brokers are gone", "kill -9 for Postgres"):
+        assert fault in demo.text, demo.text
+    for recovery in ("started again", "thaws", "the brokers are back", "Postgres has recovered"):
+        assert recovery in demo.text, demo.text
+    assert re.search(r"^  lost +0$", demo.text, re.M)
+    assert int(re.search(r"^  written +([\d,]+)", demo.text, re.M)[1].replace(",", "")) > 1000
+    assert max(map(len, demo.text.splitlines())) <= 100
+    assert demo.left_behind() == []
+    assert time.monotonic() - started_at < 80, "on an idle machine this takes 22 seconds"
+
+
+@pytest.mark.timeout(120)
+def test_on_a_terminal_keys_break_things_and_q_brings_the_verdict(start):
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(terminal)
+    demo = start(listen=False, terminal=terminal)
+    demo.listen(screen)
+    demo.await_text(r"\[k\] kill -9")
+    for key, effect in (
+        (b"k", "kill -9 relay a"),
+        (b"z", "is frozen"),
+        (b"z", "thaws"),
+        (b"b", "all three brokers are gone"),
+        (b"b", "the brokers are back"),
+        (b"d", "Postgres has recovered"),
+    ):
+        os.write(screen, key)
+        demo.await_text(effect)
+    os.write(screen, b"q")
+    code = demo.end()
+    after = termios.tcgetattr(terminal)
+    os.close(terminal)
+    os.close(screen)
+    assert code == 0, demo.text[-3000:]
+    assert "verdict: OK. Nothing lost, nothing reordered" in demo.text
+    assert after == before, "the terminal's mode was not put back"
+    assert demo.said.count(b"\x1b[?1049h") == demo.said.count(b"\x1b[?1049l") == 1, "the screen was not put back"
+    assert demo.said.rfind(b"\x1b[?25h") > demo.said.rfind(b"\x1b[?25l"), "the cursor stayed hidden"
+    assert demo.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
+def test_a_signal_in_the_middle_leaves_nothing_behind(start, number, code):
+    demo = start("--script")
+    demo.await_text(r"kill -9 relay")
+    assert len(demo.family()) > 5
+    demo.send(number)
+    assert demo.end(30) == code
+    assert demo.left_behind(20) == []
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(start):
+    demo = start("--script")
+    demo.await_text(r"Postgres 18")
+    demo.send(signal.SIGINT)
+    assert demo.end(30) == 130
+    assert "Traceback" not in demo.text
+    assert demo.left_behind(20) == []
+
+
+@pytest.mark.timeout(120)
+def test_an_event_removed_by_hand_is_called_lost_and_the_given_server_is_left_clean(start, pg):
+    demo = start("--script", RELAY_DATABASE_URL=pg.dsn())
+    demo.await_text("all three brokers are gone")
+    time.sleep(1)
+    name = _demo_databases(pg)[0]
+    with psycopg.connect(pg.dsn(name), autocommit=True) as connection:
+        newest = "DELETE FROM relay.outbox WHERE id = (SELECT max(id) FROM relay.outbox)"
+        assert connection.execute(newest).rowcount == 1
+    assert demo.end() == 1, demo.text
+    assert "verdict: BROKEN. lost." in demo.text
+    assert re.search(r"^  lost +1$", demo.text, re.M)
+    assert "kill -9 for Postgres" not in demo.text, "somebody's server is not ours to crash"
+    assert _demo_databases(pg) == []
+    assert demo.left_behind() == []
+
+
+@pytest.mark.timeout(120)
+def test_with_a_real_cluster_it_uses_a_topic_of_its_own_and_takes_no_brokers_away(start, kafka):
+    demo = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap)
+    demo.await_text("topic relay-demo-")
+    topic = re.search(r"relay-demo-[0-9a-f]+", demo.text)[0]
+    assert demo.end() == 0, demo.text
+    assert "verdict: OK" in demo.text
+    assert "brokers are gone" not in demo.text
+    assert demo.left_behind() == []
+    from confluent_kafka.admin import AdminClient
+
+    until = time.monotonic() + 10
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    while topic in admin.list_topics(timeout=10).topics:
+        assert time.monotonic() < until, "the topic is still there"
+        time.sleep(0.1)
+
+
+def test_an_unreachable_cluster_is_one_line_and_exit_code_3(start):
+    demo = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert demo.end() == 3
+    assert "RLY-304" in demo.text
+    assert "Traceback" not in demo.text
+    assert demo.left_behind() == []
+
+
+def test_a_missing_wheel_is_one_line_with_the_fix(monkeypatch):
+    monkeypatch.setattr("relay.demo.postgres.importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"RLY-208.*pip install 'relay\[demo\]'"):
+        TemporaryDatabase()
+
+
+def _ledger(order: list[int], *, read: list[int]) -> Ledger:
+    """One key; events written in order, and read as `read` says."""
+    ledger = Ledger("t")
+    headers = [("event_id", b"")]
+    for number in order:
+        events = [[f"e{number}", "account:1", number, digest(b"%d" % number, headers)]]
+        ledger.wrote({"at": 1.0, "outcome": "committed", "events": events})
+    for offset, number in enumerate(read):
+        own = (("event_id", b"e%d" % number),)
+        ledger.read(Record("t", 0, offset, b"account:1", b"%d" % number, own), 2.0)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("read", "repeats_max", "left", "kept", "says"),
+    [
+        ([1, 2, 3], 0, 0, True, "OK. Nothing lost, nothing reordered, nothing repeated"),
+        ([1, 2, 1, 2, 3], 5, 0, True, "2 repeated within the bound"),
+        ([1, 2], 5, 0, False, "BROKEN. lost"),
+        ([1, 3, 2], 5, 0, False, "BROKEN. reordered"),
+        ([1, 2, 3, 2, 3], 0, 0, False, "BROKEN. beyond_bound"),
+        ([1, 2, 1, 2, 1, 2, 3], 3, 0, False, "BROKEN. beyond_bound"),
+        ([1, 2, 3], 5, 4, False, "BROKEN. outbox not empty"),
+        ([1, 2, 3], 5, -1, False, "BROKEN. outbox not empty"),
+    ],
+)
+def test_the_verdict_is_ok_only_if_nothing_is_wrong(read, repeats_max, left, kept, says):
+    ledger = _ledger([1, 2, 3], read=read)
+    verdict = judge(ledger, repeats_max=repeats_max)
+    assert is_kept(verdict, left) is kept
+    assert says in lines(verdict, ledger, left=left, repeats_max=repeats_max)[-1]
+
+
+def _demo_databases(pg) -> list[str]:
+    with psycopg.connect(pg.dsn()) as connection:
+        found = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'relay_demo_%'").fetchall()
+    return [row[0] for row in found]
