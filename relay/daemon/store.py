@@ -6,7 +6,6 @@ its connection cannot remove anything, and a relay that died has locked nothing.
 
 from __future__ import annotations
 
-import math
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -123,7 +122,7 @@ class Store:
                 "floors": view.floors,
                 "paused": view.paused,
                 "start": self._start,
-                "lanes_max": self._lanes_max,
+                "lanes_max": min(self._lanes_max, self._rows_max),
             },
         )
         if not heads:
@@ -136,7 +135,10 @@ class Store:
             # Rows of a long writer have become visible below the floors: they may belong before what was just read.
             self.abandon()
             return self.claim()
+        # Before large rows are left behind: a floor must not rise past what waits for a later unit.
         self._raise_floors(view, lanes, rows)
+        if any(row[8] is not None for row in rows):
+            rows = self._with_large(rows)
         if not rows:
             self.abandon()
             return None
@@ -154,18 +156,16 @@ class Store:
                 "lanes": lanes,
                 "floors": [view.floors[lane] for lane in lanes],
                 "paused": view.paused,
-                "rows_per_lane": math.ceil(limit / len(lanes)),
+                "rows_per_lane": max(1, limit // len(lanes)),
             },
         )
         if rows:
             size = sum(len(row[7] or b"") + (row[8] or 0) for row in rows) / len(rows) + 128
             self._row_bytes += (size - self._row_bytes) * (0.5 if size < self._row_bytes else 1.0)
-        if any(row[8] is not None for row in rows):
-            return self._with_large(rows)
         return rows
 
     def _with_large(self, rows: list[Row]) -> list[Row]:
-        """Fetches large payloads until the unit's bytes are used up; what comes later in a lane waits for a later unit."""
+        """Fetches large payloads until the unit is full; a lane that leaves a row behind leaves all later ones, too."""
         kept: list[Row] = []
         large: list[bytes] = []
         full: set[int] = set()
