@@ -1,4 +1,4 @@
-"""What the brokers say of themselves and of topics: are they there, can a topic be written, how large a record it takes.
+"""What the brokers say of themselves and of topics: are they there, can a topic be written, how much it takes.
 
 The limit is asked for before it is needed: a record that is refused after later records of its key were acknowledged
 tears a hole into the order.
@@ -25,7 +25,8 @@ class Brokers:
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         admin: dict[str, Any] = {name: value for name, value in properties.items() if name.startswith(KEEP)}
-        self._admin = AdminClient({**admin, "log_level": 0, "error_cb": lambda _error: None})
+        admin |= {"log_level": 0, "error_cb": lambda _error: None}
+        self._admin = AdminClient(admin)
         self._limits: dict[str, int | None] = {}
         self._lock = threading.Lock()
 

@@ -1,6 +1,6 @@
 """Named places at which a test may kill, stop or fail this process. Nothing happens unless RELAY_FAILPOINTS is set.
 
-`RELAY_FAILPOINTS="after_ack=kill@7,after_claim=stop"`: at the seventh passing of `after_ack` send SIGKILL to ourselves, at
+`RELAY_FAILPOINTS="after_ack=kill@7,after_claim=stop"`: at the seventh passing of `after_ack` SIGKILL to ourselves, at
 the first of `after_claim` SIGSTOP. Actions: kill, stop, raise, exit, sleep:SECONDS.
 """
 

@@ -1,4 +1,4 @@
-"""What an error of Kafka means for a row, in one table. A row's failure is not the system's, nor the other way round."""
+"""What an error of Kafka means for a row, in one table. A row's failure is not the system's."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Publisher:
             return True
         # Only payloads that were fetched apart can be too large, unless a topic takes hardly anything.
         smallest = self._batch_bytes
-        return smallest is not None and (smallest < 16_384 or any([row[8] is not None for row in rows]))
+        return smallest is not None and (smallest < 16_384 or any(row[8] is not None for row in rows))
 
     def _publish_together(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
         """Sends all rows; None if all were delivered."""

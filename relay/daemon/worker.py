@@ -146,10 +146,7 @@ class Worker:
         outcomes: list[Outcome] | None,
     ) -> int:
         """Removes what was delivered and parks what its topic's policy says; returns how many were delivered."""
-        if outcomes is None:
-            settlement = Settlement(rows, [])
-        else:
-            settlement = settle([Row(*row) for row in rows], outcomes)
+        settlement = Settlement(rows, []) if outcomes is None else settle([Row(*row) for row in rows], outcomes)
         delivered = [*settlement.delivered, *self._poison.treat(store, settlement.refused)]
         store.remove(delivered)
         if waiting:

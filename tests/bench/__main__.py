@@ -1,21 +1,15 @@
-"""`make bench`, or `make bench ARGS="drain latency"`: each measurement prints its figure, its limit and their ratio."""
+"""`make bench`, or `make bench ARGS="drain depth"`: each measurement prints its figure, its limit and their ratio."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.bench import drain, loads, writers
+from tests.bench import drain
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
     "processes": drain.two_processes,
     "depth": drain.depth,
-    "latency": loads.latency,
-    "idle": loads.idle,
-    "memory": loads.memory,
-    "writers": writers.saturated,
-    "snapshot": loads.held_snapshot,
-    "writer": loads.held_writer,
 }
 
 

@@ -76,7 +76,12 @@ def two_processes() -> None:
             print(f"  round: one {rates[1][-1]:,.0f}/s, two {rates[2][-1]:,.0f}/s", flush=True)
     ratio = median([two / one for one, two in zip(rates[1], rates[2], strict=True)])
     report(
-        "two processes against one", f"{median(rates[2]):,.0f} events/s", f"one {median(rates[1]):,.0f}/s", ratio, ">= 1.0", ratio >= 1.0
+        "two processes against one",
+        f"{median(rates[2]):,.0f} events/s",
+        f"one {median(rates[1]):,.0f}/s",
+        ratio,
+        ">= 1.0",
+        ratio >= 1.0,
     )
 
 
@@ -97,5 +102,10 @@ def depth() -> None:
             print(f"  round: 5 M {deep[-1]:,.0f}/s, 100 k {median(shallow[-4:]):,.0f}/s", flush=True)
     ratio = median(deep) / median(shallow)
     report(
-        "5 M backlog against 100 k", f"{median(deep):,.0f} events/s", f"100 k {median(shallow):,.0f}/s", ratio, ">= 0.9", ratio >= 0.9
+        "5 M backlog against 100 k",
+        f"{median(deep):,.0f} events/s",
+        f"100 k {median(shallow):,.0f}/s",
+        ratio,
+        ">= 0.9",
+        ratio >= 0.9,
     )

@@ -139,4 +139,7 @@ def resident_mb(pid: int) -> float:
 
 def report(name: str, figure: str, limit: str, ratio: float, bar: str, holds: bool) -> None:
     """One line per measurement: what was found, what bounds it, their ratio, and the bar."""
-    print(f"{name:<34} {figure:<26} limit: {limit:<28} ratio {ratio:6.3f}   bar {bar:<8} {'holds' if holds else 'MISSED'}", flush=True)
+    print(
+        f"{name:<34} {figure:<26} limit: {limit:<28} ratio {ratio:6.3f}   bar {bar:<8} {'holds' if holds else 'MISSED'}",
+        flush=True,
+    )
