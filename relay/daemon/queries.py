@@ -53,7 +53,7 @@ READ_LARGE: LiteralString = "SELECT o.id, o.payload FROM relay.outbox AS o WHERE
 
 # Removes exactly what was delivered, by tuple id: 0.8 microseconds a row against 2.5 by key and 1.7 by a join on both.
 # Never by range: under READ COMMITTED this sees rows that became visible after READ. The tuples cannot have moved,
-# since nobody else may touch the rows of a locked lane; if somebody did by hand, the sums differ and all is rolled back.
+# since nobody else may touch the rows of a locked lane; if one was by hand, the sums differ and all is rolled back.
 DELETE: LiteralString = """\
 WITH gone AS (DELETE FROM relay.outbox WHERE ctid = ANY (%(ctids)s::tid[]) RETURNING id)
 SELECT count(*), coalesce(sum(id), 0)::bigint FROM gone"""
@@ -108,7 +108,8 @@ LANES: LiteralString = "SELECT count(*), max(lane) FROM relay.lane"
 
 # What an operator asks for. Counts walk the whole backlog, so the daemon samples it seldom.
 BACKLOG: LiteralString = """\
-SELECT topic, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 FROM relay.outbox GROUP BY topic"""
+SELECT topic, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8
+FROM relay.outbox GROUP BY topic"""
 
 # outbox_pkey, one probe per lane: the age of the oldest event of each lane's head.
 OLDEST: LiteralString = """\

@@ -122,7 +122,7 @@ class Watch:
         return True
 
     def _doze(self, connection: Connection) -> None:
-        """Waits for a notification. The lock of another sleeper may vanish with it, so that is asked for every other second."""
+        """Waits for a notification. The lock of another sleeper is asked for every other second."""
         seconds = (
             self._settings.daemon.idle_seconds if self._holds_lock else max(2.0, self._settings.daemon.idle_seconds)
         )

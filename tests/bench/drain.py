@@ -1,4 +1,4 @@
-"""Drain rates: against the bare loop and the article's loop, two processes against one, a deep backlog against a shallow one."""
+"""Drain rates: against the bare loop and the article's loop, two processes and one, deep and shallow backlogs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def fill_article(dsn: str, rows: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO article_outbox (key, headers, payload) SELECT 'key-' || (g %% 10000), %s::jsonb,"
-            " convert_to('{\"n\":' || lpad(g::text, 10, '0') || ',\"text\":\"' || repeat('abcdefgh', 26) || 'abcdef\"}',"
-            " 'UTF8') FROM generate_series(1, %s) AS g",
+            " convert_to('{\"n\":' || lpad(g::text, 10, '0') || ',\"text\":\"' || repeat('abcdefgh', 26)"
+            " || 'abcdef\"}', 'UTF8') FROM generate_series(1, %s) AS g",
             (headers, rows),
         )
         connection.execute("CHECKPOINT")

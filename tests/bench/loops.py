@@ -1,4 +1,4 @@
-"""The loops that Relay is measured against, each a process of its own: `python -m tests.bench.loops NAME DSN BOOTSTRAP TOPIC`.
+"""The loops that Relay is measured against: `python -m tests.bench.loops NAME DSN BOOTSTRAP TOPIC`.
 
 `bare` is the limit: the same rows by one cursor, produced with the same client settings, nothing awaited one by one,
 nothing removed, no guarantee at all. `article` is the peer: the loop that every article shows and a team writes in an

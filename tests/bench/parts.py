@@ -1,4 +1,4 @@
-"""What the measurements share: servers, backlogs, processes, broker time stamps, medians, and how a figure is printed."""
+"""What the measurements share: servers, backlogs, processes, broker time stamps, medians, printing."""
 
 from __future__ import annotations
 
@@ -137,9 +137,7 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def report(name: str, figure: str, limit: str, ratio: float, bar: str, holds: bool) -> None:
+def report(name: str, figure: str, limit: str, ratio: float, bar: str, holds: bool) -> None:  # noqa: PLR0917
     """One line per measurement: what was found, what bounds it, their ratio, and the bar."""
-    print(
-        f"{name:<34} {figure:<26} limit: {limit:<28} ratio {ratio:6.3f}   bar {bar:<8} {'holds' if holds else 'MISSED'}",
-        flush=True,
-    )
+    verdict = "holds" if holds else "MISSED"
+    print(f"{name:<34} {figure:<26} limit: {limit:<28} ratio {ratio:6.3f}   bar {bar:<8} {verdict}", flush=True)
