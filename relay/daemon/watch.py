@@ -128,7 +128,8 @@ class Watch:
         )
         until = self._state.clock() + seconds
         while not self._state.stop.is_set() and self._state.clock() < until and self._state.asleep.is_set():
-            for _notification in connection.notifies(timeout=0.2, stop_after=1):
+            # As a list: inside of the loop psycopg holds the connection's lock, and waking up needs the connection.
+            if list(connection.notifies(timeout=0.2, stop_after=1)):
                 self._state.found_work()
                 self._wake_up(connection)
                 self._state.ring()
