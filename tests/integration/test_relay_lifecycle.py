@@ -83,6 +83,17 @@ def test_a_stop_while_the_brokers_are_gone_ends_in_time(database):
     assert scenario.ask(database, "SELECT count(*) FROM relay.outbox") == len(committed) + len(keyless)
 
 
+def test_a_sleeping_relay_is_woken_by_a_commit_again_and_again(database, kafka):
+    """A relay with nothing to do sleeps, and each first commit after that wakes it, long before its next look."""
+    topic = fresh_topic(kafka)
+    with RelayProcess(database, kafka.bootstrap, settings={"RELAY_DAEMON__IDLE_SECONDS": "60"}) as relay:
+        for round_ in range(3):
+            eventually(lambda: relay.metric("relay_asleep") == 1, 15, f"the relay to fall asleep, time {round_ + 1}")
+            scenario.ask(database, "SELECT relay.emit(%s, 'k', 'v'::text)", topic)
+            scenario.wait_empty(database, 5)
+        assert relay.stop() == 0
+
+
 def test_drain_ends_when_the_outbox_is_empty(database, kafka):
     """`--drain` publishes what is there, in order and once, and exits 0 by itself."""
     topic = fresh_topic(kafka)

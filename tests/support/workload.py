@@ -80,6 +80,17 @@ class Journal:
                 Written(draft.event_id, draft.topic, draft.key.encode(), draft.sequence, draft.digest, ended)
             )
 
+    def joined(self, *others: Journal) -> Journal:
+        """This one and others in one."""
+        total = Journal()
+        for journal in (self, *others):
+            total.written += journal.written
+            total.keyless |= journal.keyless
+            total.unknown += journal.unknown
+            total.deadlocks += journal.deadlocks
+            total.losses += journal.losses
+        return total
+
 
 def prepare(dsn: str, keys: Sequence[str]) -> None:
     """Creates the application's side: one row per key."""
@@ -344,14 +355,7 @@ class Writers:
     @property
     def journal(self) -> Journal:
         """All journals in one. The sequence orders events, so it does not matter in which order they stand."""
-        total = Journal()
-        for journal in [one.journal for one in (*self._writers, *self._held)]:
-            total.written += journal.written
-            total.keyless |= journal.keyless
-            total.unknown += journal.unknown
-            total.deadlocks += journal.deadlocks
-            total.losses += journal.losses
-        return total
+        return Journal().joined(*[one.journal for one in (*self._writers, *self._held)])
 
 
 class Held:
