@@ -135,8 +135,11 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "reconnect.backoff.max.ms": 1000,
     "socket.keepalive.enable": True,
     "queue.buffering.max.messages": 200_000,
+    "message.max.bytes": 10_000_000,
 }
-"""What Relay sets of librdkafka unless you do. The same partitioner as Java clients, so that keys meet."""
+"""What Relay sets of librdkafka unless you do. The same partitioner as Java clients, so that keys meet. librdkafka adds
+its framing to a message against `message.max.bytes`; the limit that counts is the topic's, and before it the schema's.
+"""
 
 KAFKA_GUARDED: dict[str, tuple[str, ...]] = {
     "acks": ("all", "-1"),

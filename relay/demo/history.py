@@ -81,9 +81,7 @@ def digest(value: bytes | None, headers: Headers, ignored: Container[str] = RELA
     Every part carries its length, so no two contents are written alike; no value is not an empty value.
     """
     found = hashlib.sha256(_framed(value))
-    for header in sorted(
-        _framed(name.encode()) + _framed(content) for name, content in headers if name not in ignored
-    ):
+    for header in sorted(_framed(name.encode()) + _framed(content) for name, content in headers if name not in ignored):
         found.update(header)
     return found.hexdigest()
 
@@ -246,9 +244,7 @@ class _Examination:
     """One pass over the topic. Each question about a record is a method; none knows of the others'
     answers."""
 
-    def __init__(
-        self, journal: Mapping[str, Written], parked: Container[str], relay_headers: Container[str]
-    ) -> None:
+    def __init__(self, journal: Mapping[str, Written], parked: Container[str], relay_headers: Container[str]) -> None:
         self._journal = journal
         self._parked = parked
         self._relay_headers = relay_headers

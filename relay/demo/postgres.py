@@ -267,9 +267,7 @@ class EmbeddedPostgres:
             time.sleep(_POLL_SECONDS)
         ended, said = process.poll(), self._said()
         self.kill()
-        why = (
-            f"was not ready in {timeout_seconds:g} s" if ended is None else f"ended with {ended} at its start"
-        )
+        why = f"was not ready in {timeout_seconds:g} s" if ended is None else f"ended with {ended} at its start"
         raise PostgresError(f"Postgres {self.version} on port {self.port} {why}{said}")
 
     def _status_line(self) -> tuple[str, str]:
@@ -324,9 +322,7 @@ def _reachable_install(version: int, account: pwd.struct_passwd | None) -> Path:
     if not copy.exists():
         _copy_wheel(packages, copy)
     if not _is_ours(copy) or not _can_use(copy / install, account):
-        raise PostgresError(
-            f"{copy} must be a folder of this user that {account.pw_name} can read: remove it"
-        )
+        raise PostgresError(f"{copy} must be a folder of this user that {account.pw_name} can read: remove it")
     return copy / install
 
 
@@ -342,10 +338,7 @@ def _can_use(install: Path, account: pwd.struct_passwd) -> bool:
     """Tries it instead of reading modes: a 0700 home above the folder or a missing library count as well."""
     script = '"$1/bin/postgres" -V && "$1/bin/initdb" -V && test -r "$1/share/postgresql/postgres.bki"'
     command = ["/bin/sh", "-c", script, "probe", str(install)]
-    return (
-        subprocess.run(command, capture_output=True, check=False, cwd="/", **_identity(account)).returncode
-        == 0
-    )
+    return subprocess.run(command, capture_output=True, check=False, cwd="/", **_identity(account)).returncode == 0
 
 
 def _is_ours(folder: Path) -> bool:

@@ -119,6 +119,7 @@ class Program:
         from relay.demo.view import View
 
         self._quiet = True
+        self.say("everything runs. Break something; [q] ends with a verdict")
         try:
             View(Console(), stage, self._happened).run()
         finally:

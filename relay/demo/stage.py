@@ -34,12 +34,7 @@ CATCH_ATTEMPTS: Final = 60
 STARTS_MAX: Final = 40
 DATABASE_AWAY_SECONDS: Final = 1.0
 
-FAULTS: Final[Mapping[str, str]] = {
-    "kill": "kill -9 a relay",
-    "freeze": "freeze a relay",
-    "brokers": "brokers away",
-    "database": "crash Postgres",
-}
+FAULTS: Final = ("kill", "freeze", "brokers", "database")
 
 
 class Stage:
@@ -178,7 +173,7 @@ class Stage:
         relay.mark_frozen()
         self._frozen_at = time.monotonic() if units else None
         self._count("freeze", 1)
-        after = f": Postgres takes its lanes in {TAKEOVER_SECONDS} s" if units else ""
+        after = f", loses its lanes in {TAKEOVER_SECONDS} s" if units else ""
         self.say(f"{relay.name} is frozen{_with_units(units)}{after}")
 
     def toggle_brokers(self) -> None:

@@ -137,11 +137,11 @@ class View:
     def _help(self) -> Text:
         stage = self._stage
         names = {
-            "k": "kill -9 a relay",
-            "z": "thaw it" if stage.frozen else "freeze one",
+            "k": "kill relay",
+            "z": "thaw relay" if stage.frozen else "freeze relay",
             "b": "brokers away" if stage.brokers.is_up else "brokers back",
             "d": "crash Postgres",
-            "q": "verdict",
+            "q": "quit",
         }
         line = Text(" ")
         for pressed, name in names.items():
@@ -157,7 +157,7 @@ def _relay_row(relay: Relay) -> tuple[Text, ...]:
     name = Text(" ● ", style=color)
     name.append(relay.name, style="default")
     busy = relay.condition == "working"
-    lanes = f"lanes {relay.lanes}" if busy else ""
+    lanes = f"lanes {relay.lanes}" if busy and relay.lanes else ""
     return (
         name,
         Text(f"{state:<11}", style=color),

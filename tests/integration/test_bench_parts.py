@@ -322,9 +322,7 @@ def is_alive(pid: int) -> bool:
 def send(bootstrap: str, topic: str, count: int) -> None:
     producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "log_level": 0})
     for number in range(count):
-        producer.produce(
-            topic, b"value %d" % number, b"key %d" % (number % 5), headers={"event_id": str(number)}
-        )
+        producer.produce(topic, b"value %d" % number, b"key %d" % (number % 5), headers={"event_id": str(number)})
     assert producer.flush(60) == 0
 
 

@@ -154,7 +154,7 @@ def test_on_a_terminal_keys_break_things_and_q_brings_the_verdict(start):
     before = termios.tcgetattr(terminal)
     demo = start(listen=False, terminal=terminal)
     demo.listen(screen)
-    demo.await_text(r"\[k\] kill -9")
+    demo.await_text(r"\[k\] kill relay")
     for key, effect in (
         (b"k", "kill -9 relay a"),
         (b"z", "is frozen"),

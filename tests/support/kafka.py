@@ -267,8 +267,7 @@ class KafkaCluster:
     def alter_topic(self, name: str, config: Mapping[str, str]) -> None:
         """Sets these properties of the topic and leaves the others."""
         entries = [
-            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-            for key, value in config.items()
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         for outcome in self._admin_client().incremental_alter_configs([resource]).values():

@@ -235,9 +235,7 @@ class TcpProxy:
             if connection.trap is not None:
                 connection.trap.sprung.set()
 
-    async def _read(
-        self, source: asyncio.StreamReader, queue: asyncio.Queue, look: Callable[[bytes], None]
-    ) -> None:
+    async def _read(self, source: asyncio.StreamReader, queue: asyncio.Queue, look: Callable[[bytes], None]) -> None:
         end: Exception = Closed()
         try:
             while data := await source.read(CHUNK_BYTES):

@@ -87,11 +87,7 @@ def clean_history(seed: int) -> History:
         log = history.logs.setdefault(key, [])
         length = rng.choice([1, 2, 9, 25, 40]) if number else 30
         for sequence in range(1, length + 1):
-            outcome = (
-                rng.choices(["committed", "rolled_back", "unknown"], [8, 1, 1])[0]
-                if length > 9
-                else "committed"
-            )
+            outcome = rng.choices(["committed", "rolled_back", "unknown"], [8, 1, 1])[0] if length > 9 else "committed"
             event = written(key, sequence, outcome)
             history.written.append(event)
             if outcome == "committed" and rng.random() < 0.05 and length > 9:
@@ -393,9 +389,7 @@ def _of(before: Callable[[int], History], names: list[str]) -> list:
 
 
 CLEAN_ONLY = [name for name in BREAKAGES if name.startswith("beyond_bound")]
-ALL = _of(clean_history, list(BREAKAGES)) + _of(
-    crashed_history, [name for name in BREAKAGES if name not in CLEAN_ONLY]
-)
+ALL = _of(clean_history, list(BREAKAGES)) + _of(crashed_history, [name for name in BREAKAGES if name not in CLEAN_ONLY])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
