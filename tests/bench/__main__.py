@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import drain
+from tests.bench import drain, latency
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
     "processes": drain.two_processes,
     "depth": drain.depth,
+    "latency": latency.latency,
 }
 
 

@@ -42,7 +42,7 @@ class Bench:
     def environment(self, **more: str) -> dict[str, str]:
         """What a relay is started with: its two settings, and nothing tuned."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
             "RELAY_DATABASE_URL": self.dsn,
             "RELAY_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
             **more,

@@ -73,7 +73,7 @@ class RelayProcess:
     """One `relay run`.
 
     Args:
-        settings: environment over `FOR_TESTS`.
+        settings: environment over `base`.
         failpoints: RELAY_FAILPOINTS of the first start only, so that the next one lives.
     """
 
@@ -85,6 +85,7 @@ class RelayProcess:
         settings: Mapping[str, str] = NOTHING,
         failpoints: str = "",
         arguments: tuple[str, ...] = (),
+        base: Mapping[str, str] = FOR_TESTS,
     ) -> None:
         self.number = next(_numbers)
         self._arguments = arguments
@@ -92,7 +93,7 @@ class RelayProcess:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
         self._environment = {
             **clean,
-            **FOR_TESTS,
+            **base,
             "RELAY_DATABASE_URL": dsn,
             "RELAY_KAFKA_BOOTSTRAP_SERVERS": bootstrap,
             **settings,
@@ -100,6 +101,7 @@ class RelayProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="relay-process-")
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: Lifeline | None = None
+        self._http_port: int | None = None
         self.starts = 0
 
     def __enter__(self) -> Self:
@@ -117,6 +119,7 @@ class RelayProcess:
         if self._failpoints and not self.starts:
             environment["RELAY_FAILPOINTS"] = self._failpoints
         self.starts += 1
+        self._http_port = None
         with self.log_file.open("wb") as log, self._said_file.open("wb") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "relay", "run", *self._arguments],
@@ -238,9 +241,10 @@ class RelayProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of one HTTP path."""
-        port = self.wait_event("relay.started")["http"]
+        if self._http_port is None:
+            self._http_port = self.wait_event("relay.started")["http"]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
