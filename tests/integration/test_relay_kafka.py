@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from tests.support import scenario
+from tests.support import nemesis, scenario
 from tests.support.kafka import KafkaCluster, fresh_topic
 from tests.support.relay_process import SHORT, Fleet, RelayProcess, eventually
 from tests.support.topic import read_topic
@@ -27,35 +26,8 @@ def own_kafka() -> Iterator[KafkaCluster]:
 def test_an_outage_of_all_brokers_costs_nothing_but_time(database, own_kafka):
     """While no broker answers, no transaction and no lane is held, nothing is parked, memory stays; then all flows."""
     topics = [fresh_topic(own_kafka), fresh_topic(own_kafka)]
-
-    def outage(run: scenario.Run) -> None:
-        run.let_write(100)
-        own_kafka.down()
-        for relay in run.fleet.relays:
-            relay.wait_event("kafka.lost", seconds=10)
-            run.losses += 2
-        memory = [relay.memory_bytes for relay in run.fleet.relays]
-        until = time.monotonic() + 4
-        eventually(lambda: not scenario.ask(run.dsn, scenario.HELD_OPEN), 5, "the units to be given up")
-        while time.monotonic() < until:
-            assert scenario.ask(run.dsn, scenario.HELD_OPEN) == 0
-            assert scenario.ask(run.dsn, scenario.LANES_HELD) == 0
-            run.let_write(10)
-        for relay, before in zip(run.fleet.relays, memory, strict=True):
-            assert relay.memory_bytes < before + 20_000_000
-            assert relay.get("/readyz")[0] == 503
-            assert relay.get("/livez")[0] == 200
-        assert scenario.ask(run.dsn, "SELECT count(*) FROM relay.parked") == 0
-        waiting = scenario.ask(run.dsn, "SELECT count(*) FROM relay.outbox")
-        assert waiting > 100
-        own_kafka.up()
-        back = time.monotonic()
-        eventually(lambda: scenario.ask(run.dsn, "SELECT count(*) FROM relay.outbox") < 50, 15, "the rate of before")
-        print(f"{waiting} events waited, gone {time.monotonic() - back:.1f} s after the broker was back")
-        for relay in run.fleet.relays:
-            eventually(lambda relay=relay: relay.get("/readyz")[0] == 200, 5)
-
-    scenario.run(database, own_kafka.bootstrap, topics, relays=2, nemesis=outage, settings=SHORT, drain_seconds=15)
+    away = nemesis.outage(own_kafka, seconds=4)
+    scenario.run(database, own_kafka.bootstrap, topics, relays=2, nemesis=away, settings=SHORT, drain_seconds=15)
 
 
 def test_a_missing_topic_holds_up_its_own_events_only(database, kafka):

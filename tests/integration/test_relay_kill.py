@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relay.daemon.failpoints import NAMES
-from tests.support import scenario
+from tests.support import nemesis, scenario
 from tests.support.kafka import fresh_topic
-from tests.support.relay_process import eventually
 from tests.support.workload import Mix
 
 POINTS = [name for name in NAMES if name != "in_parking"]
@@ -17,13 +16,7 @@ POINTS = [name for name in NAMES if name != "in_parking"]
 def test_a_killed_relay_loses_nothing_and_keeps_the_order(database, kafka):
     """After kill -9 at random moments all that was committed is in the topic, in order, repeated within the bound."""
     topics = [fresh_topic(kafka), fresh_topic(kafka)]
-
-    def kill_at_random(run: scenario.Run) -> None:
-        for _ in range(3):
-            run.let_write(run.draw.randrange(20, 80))
-            run.fleet.relays[0].kill9()
-
-    verdict = scenario.run(database, kafka.bootstrap, topics, nemesis=kill_at_random)
+    verdict = scenario.run(database, kafka.bootstrap, topics, nemesis=nemesis.kill_at_random())
     assert verdict.committed > 100
 
 
@@ -31,18 +24,12 @@ def test_a_killed_relay_loses_nothing_and_keeps_the_order(database, kafka):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_relay_killed_at_any_step_keeps_the_promise(database, kafka, point, relays):
     """Wherever in its work a relay is killed, nothing is lost or reordered, and others or its successor go on."""
-    topics = [fresh_topic(kafka)]
-
-    def until_it_died(run: scenario.Run) -> None:
-        eventually(lambda: run.fleet.kills, 30, f"the relay to die at {point}")
-        run.let_write(50)
-
     scenario.run(
         database,
         kafka.bootstrap,
-        topics,
+        [fresh_topic(kafka)],
         relays=relays,
-        nemesis=until_it_died,
+        nemesis=nemesis.until_it_died,
         failpoints=f"{point}=kill" if point == "at_startup" else f"{point}=kill@4",
         mix=Mix(per_second=100),
     )

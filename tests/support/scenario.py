@@ -56,6 +56,8 @@ class Run:
     seconds: float
     losses: int = 0
     """Units whose fate somebody lost sight of without being killed: each may be repeated. Counted by the nemesis."""
+    units_back: int = 1
+    """How many units the log of one key may step back over. A crash of the database takes committed ones along."""
 
     def let_write(self, transactions: int = 100, seconds: float = 30) -> None:
         """Returns when so many more transactions have been committed."""
@@ -86,7 +88,8 @@ def run(
     settings: Mapping[str, str] = NOTHING,
     failpoints: str = "",
     clean: bool = False,
-    repeats_more: int = 0,
+    parks: bool = False,
+    dead_letters: Sequence[str] = (),
     drain_seconds: float = 30.0,
     writer_dsn: str | None = None,
 ) -> Verdict:
@@ -96,6 +99,10 @@ def run(
     `units_in_flight` of them, each of at most `rows_max` events, so a killed relay repeats at most their product, and a
     unit whose connection or acknowledgements were lost at most `rows_max`. One key lies in one lane and one unit, so
     its log steps back over no more than `rows_max` events, however many were killed.
+
+    Args:
+        parks: events may be refused and parked; without it a parked event counts as lost.
+        dead_letters: topics to which refused events may have gone instead.
 
     Raises:
         AssertionError: the promise was broken; says how, and where the evidence is.
@@ -118,14 +125,17 @@ def run(
         codes = fleet.stop()
         kills = fleet.kills
         journal = at_work.journal
-        repeats_max = (kills * units + state.losses) * rows_max + repeats_more
+        repeats_max = (kills * units + state.losses) * rows_max
+        aside = parked_events(dsn) if parks else frozenset()
+        aside |= {record.event_id or "" for topic in dead_letters for record in read_topic(bootstrap, topic)}
         verdict = judge(
             journal,
             bootstrap,
             topics,
             clean=clean,
             repeats_max=repeats_max,
-            step_back_max=None if repeats_more else rows_max,
+            step_back_max=rows_max * state.units_back,
+            parked=aside,
         )
         print(
             f"\nseed {seed}: {relays} relays, {kills} killed, {state.losses} units lost sight of, "
@@ -145,6 +155,12 @@ def ask(dsn: str, query: str, *parameters: object) -> Any:
     with psycopg.connect(dsn, autocommit=True, connect_timeout=5) as connection:
         row = connection.execute(query, parameters or None).fetchone()
         return row[0] if row else None
+
+
+def parked_events(dsn: str) -> frozenset[str]:
+    """Ids of the events that are parked now."""
+    with psycopg.connect(dsn, connect_timeout=5) as connection:
+        return frozenset(row[0] for row in connection.execute("SELECT event_id::text FROM relay.parked"))
 
 
 def wait_empty(dsn: str, seconds: float, fleet: Fleet | None = None) -> None:

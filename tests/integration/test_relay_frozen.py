@@ -1,0 +1,57 @@
+"""A relay that stands still for longer than its takeover time loses its lanes to others, and knows it when it wakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import nemesis, scenario
+from tests.support.kafka import fresh_topic
+from tests.support.relay_process import SHORT, eventually
+from tests.support.workload import Mix
+
+SETTINGS = {**SHORT, "RELAY_DAEMON__ROWS_MAX": "20"}
+TAKEOVER_SECONDS = float(SHORT["RELAY_DAEMON__TAKEOVER_SECONDS"])
+
+
+@pytest.mark.parametrize("point", ["after_claim", "after_produce", "after_ack", "in_commit"])
+def test_the_lanes_of_a_frozen_relay_are_taken_over_and_it_sends_no_more_when_it_wakes(database, kafka, point):
+    """Wherever a relay freezes, others take its lanes; awake again it knows, and neither order nor events suffer."""
+    taken_over = nemesis.frozen_at_failpoint(TAKEOVER_SECONDS)
+
+    def frozen(run: scenario.Run) -> None:
+        taken_over(run)
+        run.fleet.relays[0].wait_event("database.lost", seconds=5)
+
+    scenario.run(
+        database,
+        kafka.bootstrap,
+        [fresh_topic(kafka)],
+        relays=2,
+        nemesis=frozen,
+        settings=SETTINGS,
+        failpoints=f"{point}=stop@5",
+        mix=Mix(per_second=100),
+    )
+
+
+def test_a_relay_frozen_almost_until_its_takeover_sends_no_more(database, kafka):
+    """Past its fence and with its lanes still locked, a relay gives its unit back unsent: its time may be up."""
+
+    def almost(run: scenario.Run) -> None:
+        frozen = run.fleet.relays[0]
+        eventually(lambda: frozen.is_stopped, 30, "the relay to stop itself")
+        run.losses += nemesis.UNITS
+        run.fleet.wait_seconds(0.85 * TAKEOVER_SECONDS)
+        frozen.resume()
+        frozen.wait_event("relay.fenced", seconds=5)
+        run.let_write(50)
+
+    scenario.run(
+        database,
+        kafka.bootstrap,
+        [fresh_topic(kafka)],
+        nemesis=almost,
+        settings=SETTINGS,
+        failpoints="after_claim=stop@5",
+        mix=Mix(per_second=100),
+    )
