@@ -27,10 +27,17 @@ class Connection(psycopg.Connection[Any]):
     deadline_seconds: float = 10.0
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Runs one call. Raises psycopg.OperationalError when the deadline passes; the connection is closed then."""
+        """Runs one call. Raises psycopg.OperationalError when the deadline passes; the connection is closed then.
+
+        Whoever gives a time-out expects that there may be no answer, as when waiting for notifications: the connection
+        stays, and the caller learns of it from psycopg's own exception.
+        """
+        deadline = self.deadline_seconds if timeout is None else timeout
         try:
-            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or self.deadline_seconds)
+            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=deadline)
         except psycopg.errors._WaitTimeout:
+            if timeout is not None:
+                raise
             self.pgconn.finish()
             raise psycopg.OperationalError("the database did not answer within the deadline") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from relay.database import connect
 from relay.demo.postgres import free_port
 from tests.support import scenario
 from tests.support.kafka import KafkaCluster, fresh_topic
@@ -92,6 +93,16 @@ def test_a_sleeping_relay_is_woken_by_a_commit_again_and_again(database, kafka):
             scenario.ask(database, "SELECT relay.emit(%s, 'k', 'v'::text)", topic)
             scenario.wait_empty(database, 5)
         assert relay.stop() == 0
+
+
+def test_waiting_for_a_notification_in_vain_leaves_the_connection_open(database):
+    """The watch keeps its connection while it sleeps; losing it there, it would wake and sleep in turn for ever."""
+    with connect(database, "relay watch") as connection:
+        connection.execute("LISTEN relay_wake")
+        for _ in range(2):
+            assert list(connection.notifies(timeout=0.05, stop_after=1)) == []
+        connection.execute("NOTIFY relay_wake")
+        assert [notification.channel for notification in connection.notifies(timeout=5, stop_after=1)] == ["relay_wake"]
 
 
 def test_drain_ends_when_the_outbox_is_empty(database, kafka):
