@@ -9,6 +9,7 @@ environment with `_` for `.`: `RELAY_KAFKA__SASL_PASSWORD`). Unknown names are e
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -221,6 +222,7 @@ def load_with_origins(environ: Mapping[str, str]) -> tuple[Settings, dict[str, s
     plain = {section: {name: given.value for name, given in values.items()} for section, values in raw.items()}
     sections = {name: _section(name, plain[name], cls) for name, cls in SECTIONS.items()}
     topics = {name: _section(f'topics."{name}"', values, Topic) for name, values in plain["topics"].items()}
+    _check_topics(topics)
     settings = Settings(kafka=_kafka(plain["kafka"]), topics=topics, **sections)
     _check_relations(settings)
     origins = {f"{section}.{name}": given.origin for section, values in raw.items() for name, given in values.items()}
@@ -367,6 +369,21 @@ def _value(name: str, spec: Any, wanted: Any, value: object) -> Any:
     if low is not None and not low <= converted <= high:
         raise ConfigError("RLY-203", f"{name} is out of its range", f"use {low:g} to {high:g}")
     return converted
+
+
+TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+def _check_topics(topics: Mapping[str, Topic]) -> None:
+    """Refuses names that no topic can have: a dead-letter topic is needed first when something is broken already."""
+    for name, topic in topics.items():
+        for field_name, given in (("", name if name != "*" else "any"), (".dead_letter", topic.dead_letter or "any")):
+            if not TOPIC_NAME.fullmatch(given):
+                raise ConfigError(
+                    "RLY-203",
+                    f"topics.{name[:60]!a}{field_name} is no name of a topic",
+                    "use 1 to 249 of the characters A-Z a-z 0-9 . _ -",
+                )
 
 
 WORDS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)

@@ -13,6 +13,7 @@ import click
 from relay.config import SECTIONS, Settings, Topic, load_with_origins, require_database, require_kafka
 from relay.daemon.properties import check_properties
 from relay.database import masked, parse
+from relay.errors import RelayError
 
 KAFKA_SECRET = re.compile(r"password|secret|\.pem$|jaas|assertion|token|oauthbearer\.config|credential|passphrase")
 """Properties whose values are not shown: rather one too many."""
@@ -36,18 +37,31 @@ def config() -> None:
 def check(as_json: bool) -> None:
     """Show every setting with value and origin; exit code 6 if `relay run` would refuse one. Connects to nothing."""
     settings, origins = load_with_origins(os.environ)
-    lines = _lines(settings, origins)
+    refusal = _refusal(settings)
+    # A name that librdkafka does not know may be a secret's name with a typing error.
+    lines = _lines(settings, origins, hidden=refusal is not None)
     if as_json:
         click.echo(json.dumps([line._asdict() for line in lines]))
     else:
         width = max(len(line.name) for line in lines)
         for line in lines:
             click.echo(f"{line.name:{width}}  {_text(line.value)}  ({line.origin})")
-    parse(require_database(settings))
-    check_properties(require_kafka(settings))
+    if refusal:
+        raise refusal
 
 
-def _lines(settings: Settings, origins: dict[str, str]) -> list[Line]:
+def _refusal(settings: Settings) -> RelayError | None:
+    """Why `relay run` would not start with these."""
+    try:
+        parse(require_database(settings))
+        check_properties(require_kafka(settings))
+    except RelayError as error:
+        return error
+    return None
+
+
+def _lines(settings: Settings, origins: dict[str, str], *, hidden: bool) -> list[Line]:
+    """One line per setting; `hidden` keeps back the values of Kafka properties that were given."""
     lines = []
     for section, cls in SECTIONS.items():
         for spec in fields(cls):
@@ -59,7 +73,8 @@ def _lines(settings: Settings, origins: dict[str, str]) -> list[Line]:
         origin = origins[f"topics.{topic}"]
         lines += [Line(f'topics."{topic}".{f.name}', getattr(policy, f.name), origin) for f in fields(Topic)]
     for name, value in settings.kafka.items():
-        shown = "***" if KAFKA_SECRET.search(name) else value
+        is_given = f"kafka.{name}" in origins
+        shown = "***" if KAFKA_SECRET.search(name) or (hidden and is_given) else value
         lines.append(Line(f"kafka.{name}", shown, origins.get(f"kafka.{name}", "default")))
     return lines
 

@@ -69,6 +69,8 @@ class Relay:
         floors = Floors(lanes)
         health = self._start_health()
         self._catch_signals()
+        # Taken for granted until something cannot be published.
+        self.metrics.kafka_up.set(1)
         workers = self._start_workers(brokers, publishers, floors, lanes)
         self.state.started = True
         self._log.info(
@@ -125,7 +127,7 @@ class Relay:
                 for _ in range(daemon.units_in_flight)
             ]
         except REFUSALS as error:
-            raise refused(error) from None
+            raise refused(error, self._kafka) from None
 
     def _start_workers(
         self, brokers: Brokers, publishers: list[Publisher], floors: Floors, lanes: int
