@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import drain, latency
+from tests.bench import drain, idle, latency, memory
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
     "processes": drain.two_processes,
     "depth": drain.depth,
     "latency": latency.latency,
+    "idle": idle.idle,
+    "memory": memory.memory,
 }
 
 
