@@ -65,7 +65,7 @@ def _bind(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> Thread
             failure = error
     raise ConfigError(
         "RLY-203",
-        f"http.port cannot be listened on: {failure.strerror}",
+        f"http.host and http.port cannot be listened on: {failure.strerror}",
         "choose another http.port or http.host, or set http.enabled to false",
     )
 
@@ -94,7 +94,7 @@ def _handler(routes: dict[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHan
         timeout = 5
 
         def do_GET(self) -> None:
-            route = routes.get(self.path)
+            route = routes.get(self.path.partition("?")[0])
             answer = route() if route else Answer(404, "text/plain", b"not found")
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.kind)

@@ -4,7 +4,7 @@
 |---|---|---|
 | relay.started | info | instance, version, lanes, librdkafka, http |
 | relay.stopping | info | signal |
-| relay.stopped | info | published, repeats_possible |
+| relay.stopped | info | published |
 | unit.settled | info | rows, lanes, oldest_s, publish_s, duration_s |
 | unit.held | warning | rows, delivered, unknown, held, topic, refused, code |
 | event.parked | error | event_id, topic, policy, code, reason, waiting |

@@ -72,6 +72,8 @@ class Worker:
     def run(self) -> None:
         """Works until it is told to stop. A lost database is waited for; anything unexpected ends the process."""
         while not self._state.stop.is_set():
+            # Waiting for a lost database is work too: a restart of this process would not bring it back.
+            self._state.beat()
             store: Store | None = None
             try:
                 store = self._open_store()
@@ -128,6 +130,7 @@ class Worker:
                 self._log.error("row.moved", lanes=unit.lanes)
                 return True
             raise
+        self._metrics.units.labels("settled" if outcomes is None else "held").inc()
         self._report(unit, delivered, publishing_at, published_at, clock())
         if self._publisher.rebuilds != self._rebuilds:
             self._rebuilds = self._publisher.rebuilds
@@ -162,7 +165,6 @@ class Worker:
         """One line and a handful of numbers per unit."""
         m = self._metrics
         m.published.inc(delivered)
-        m.units.labels("settled").inc()
         m.unit_rows.observe(len(unit.rows))
         m.unit_seconds.observe(now - unit.claimed_at)
         m.publish_seconds.observe(published_at - publishing_at)
@@ -182,7 +184,6 @@ class Worker:
         counts = {outcome: outcomes.count(outcome) for outcome in Outcome}
         unknown = counts[Outcome.UNKNOWN]
         self._metrics.possible_repeats.inc(unknown)
-        self._metrics.units.labels("held").inc()
         code = "RLY-701" if unknown else "RLY-702" if counts[Outcome.TOPIC] else "RLY-703"
         self._log.warning("unit.held", rows=len(rows), **{o.value: n for o, n in counts.items()}, code=code)
         if late:
