@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import drain, idle, latency, memory
+from tests.bench import drain, idle, latency, memory, writers
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "latency": latency.latency,
     "idle": idle.idle,
     "memory": memory.memory,
+    "writers": writers.writers,
 }
 
 
