@@ -10,14 +10,16 @@ from typing import LiteralString
 
 # One message, no extra round trip, and no session state that a pooler in transaction mode would lose.
 # synchronous_commit off: what a crash of the database can take away from us is a deletion, and that only repeats a
-# suffix. The time-out is what takes the lanes of a frozen relay away; it is completed with the number at start-up.
+# suffix. The time-outs take the lanes of a frozen relay away, completed with the number at start-up: the first
+# while the database waits for its next statement, the second while it sends rows that nobody takes. A frozen process
+# acknowledges probes, so without the second such a backend would keep its lanes for as long as the process stands.
 BEGIN: LiteralString = """\
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL synchronous_commit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
 SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL idle_in_transaction_session_timeout = {takeover_ms}"""
+SET LOCAL idle_in_transaction_session_timeout = {takeover_ms}; SET LOCAL tcp_user_timeout = {takeover_ms}"""
 
 # Locks up to `lanes_max` rows of relay.lane, skipping those of other relays. One probe of outbox_pkey per lane, from
 # its floor. The lanes come in rotation, so that none starves.

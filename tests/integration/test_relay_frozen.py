@@ -6,10 +6,16 @@ import pytest
 
 from tests.support import nemesis, scenario
 from tests.support.kafka import fresh_topic
-from tests.support.relay_process import SHORT, eventually
+from tests.support.relay_process import SHORT, RelayProcess, eventually
 from tests.support.workload import Mix
 
 SETTINGS = {**SHORT, "RELAY_DAEMON__ROWS_MAX": "20"}
+SENDING = """\
+SELECT count(*) FROM pg_stat_activity
+WHERE application_name LIKE 'relay worker%' AND state = 'active' AND wait_event = 'ClientWrite'"""
+MANY = """\
+SELECT relay.emit_many(%s, (SELECT array_agg('k' || n %% 500) FROM generate_series(1, 8000) AS n), %s::bytea[],
+                       array_fill('{}'::jsonb, ARRAY[8000]))"""
 TAKEOVER_SECONDS = float(SHORT["RELAY_DAEMON__TAKEOVER_SECONDS"])
 
 
@@ -32,6 +38,27 @@ def test_the_lanes_of_a_frozen_relay_are_taken_over_and_it_sends_no_more_when_it
         failpoints=f"{point}=stop@5",
         mix=Mix(per_second=100),
     )
+
+
+def test_a_relay_frozen_while_the_database_sends_it_rows_loses_its_lanes_as_well(database, kafka):
+    """Rows that a frozen relay does not take in hold no lane for longer than its takeover time."""
+    topic = fresh_topic(kafka)
+    # A unit has to be larger than what the kernel's buffers take for a process that reads nothing.
+    settings = {**SHORT, "RELAY_DAEMON__ROWS_MAX": "4000"}
+    with RelayProcess(database, kafka.bootstrap, settings=settings) as frozen:
+        frozen.wait_started()
+        while not scenario.ask(database, SENDING):
+            frozen.resume()
+            if not scenario.ask(database, "SELECT EXISTS (SELECT FROM relay.outbox)"):
+                scenario.ask(database, MANY, [topic] * 8000, ["x" * 4000] * 8000)
+            frozen.pause()
+        with RelayProcess(database, kafka.bootstrap, settings=settings) as successor:
+            successor.wait_started()
+            scenario.wait_empty(database, TAKEOVER_SECONDS + 15)
+            assert frozen.is_stopped
+            frozen.resume()
+            frozen.wait_event("database.lost", seconds=10)
+            assert successor.stop() == 0
 
 
 def test_a_relay_frozen_almost_until_its_takeover_sends_no_more(database, kafka):
