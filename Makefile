@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test check format bench faults clean
+.PHONY: help demo test check format docs bench faults clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,11 +33,14 @@ format: $(STAMP) ## put the code into the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+docs: $(STAMP) ## write the tables of the documents from the code
+	@$(BIN)/python -m tests.support.documents
+
 bench: $(STAMP) ## the figures, each with its limit and their ratio (about two hours; ARGS=drain for one)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n replays (about an hour)
-	@$(BIN)/python -m pytest -m faults --timeout 3600 $(ARGS)
+	@$(BIN)/python -m pytest -m faults -rA --timeout 3600 $(ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis
