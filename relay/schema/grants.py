@@ -20,9 +20,11 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 SCHEMA: LiteralString = "GRANT USAGE ON SCHEMA relay TO {role};\n"
 
-# The functions run as their owner, so a writer needs no right on any table, and no checked event gets round the checks.
+# append_event and touch run as their owner: a writer needs no right on any table, and no event gets round the checks.
+# The three forms of emit are shorthands for append_event, which a writer must therefore be allowed to call.
 WRITER: LiteralString = """\
-GRANT EXECUTE ON FUNCTION relay.emit(text, text, bytea, jsonb), relay.emit(text, text, text, jsonb),
+GRANT EXECUTE ON FUNCTION relay.append_event(text, text, bytea, jsonb, text, boolean),
+    relay.emit(text, text, bytea, jsonb), relay.emit(text, text, text, jsonb),
     relay.emit(text, text, jsonb, jsonb), relay.emit_many(text[], text[], bytea[], jsonb[], boolean),
     relay.touch(text, text, text, text, jsonb, jsonb) TO {role};
 """

@@ -94,7 +94,7 @@ NEVER = (
     "UPDATE relay.entity_version SET version = 1",
     "INSERT INTO relay.schema_version (version) VALUES (2)",
     "DELETE FROM relay.schema_version",
-    "SELECT relay.append_event('t', 'k', '', '', false)",
+    "SELECT relay.refuse_locks()",
 )
 
 

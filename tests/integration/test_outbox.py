@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from relay.errors import EventError, GrantError, RelayError, SchemaError
 from relay.outbox import Event, emit, emit_many, touch
+from relay.schema import grants
 from tests.support import postgres
 from tests.support.relay_process import eventually
 
@@ -637,22 +638,17 @@ def test_a_database_without_the_schema_is_told_from_a_role_without_rights(pg, ki
 
 
 @contextmanager
-def role(dsn: str, grants: str = "") -> Iterator[tuple[str, str]]:
-    """A role of one's own with these grants (`{role}` in them), and a DSN that logs in as it."""
+def role(dsn: str, rights: str = "") -> Iterator[tuple[str, str]]:
+    """A role of one's own with these rights (`{role}` in them), and a DSN that logs in as it."""
     name = f"writer_{uuid4().hex[:12]}"
-    execute(dsn, f"CREATE ROLE {name} LOGIN; " + grants.replace("{role}", name))
+    execute(dsn, f"CREATE ROLE {name} LOGIN; " + rights.replace("{role}", name))
     try:
         yield name, dsn.replace("//postgres@", f"//{name}@")
     finally:
         execute(dsn, f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
 
-WRITER = """
-GRANT USAGE ON SCHEMA relay TO {role};
-GRANT EXECUTE ON FUNCTION relay.emit(text, text, bytea, jsonb),
-    relay.emit_many(text[], text[], bytea[], jsonb[], boolean),
-    relay.touch(text, text, text, text, jsonb, jsonb) TO {role};
-"""
+WRITER = grants.SCHEMA + grants.WRITER
 
 
 def write_each_way(session: Any) -> None:
@@ -673,7 +669,7 @@ def test_a_role_that_may_only_call_the_functions_can_write_and_nothing_else(any_
         "TRUNCATE relay.outbox",
         "LOCK relay.outbox",
         "SELECT nextval('relay.outbox_id_seq')",
-        "SELECT relay.append_event('t', 'k', '', '', false)",
+        "SELECT relay.refuse_locks()",
         "SELECT relay.unpark(1, false)",
         "SELECT relay.pack_headers('{}')",
         "SELECT relay.event_bytes_max()",
@@ -748,8 +744,8 @@ def lay_decoys(connection: psycopg.Connection, schema: str) -> None:
 @pytest.mark.parametrize("schema", ["pg_temp", "decoys"])
 def test_namesakes_in_the_callers_search_path_gain_nothing(any_database, schema):
     """The functions run with their owner's rights, and so only what they mean, whatever the path finds first."""
-    grants = WRITER + "CREATE SCHEMA decoys AUTHORIZATION {role};"
-    with role(any_database, grants) as (name, as_role):
+    rights = WRITER + "CREATE SCHEMA decoys AUTHORIZATION {role};"
+    with role(any_database, rights) as (name, as_role):
         with psycopg.connect(as_role) as connection:
             lay_decoys(connection, schema)
             connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_catalog").format(sql.Identifier(schema)))

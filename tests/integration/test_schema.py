@@ -307,7 +307,8 @@ def test_events_of_one_key_lie_in_one_lane_and_keys_spread(bare):
     upgrade(bare)
     with psycopg.connect(bare, autocommit=True) as connection:
         connection.execute(
-            "SELECT relay.append_event('t', 'k' || n % 1000, '\\x', '', false) FROM generate_series(1, 5000) AS n"
+            "SELECT relay.append_event('t', 'k' || n % 1000, '\\x', '{}', NULL, false)"
+            " FROM generate_series(1, 5000) AS n"
         )
         lanes = "SELECT count(DISTINCT lane) FROM relay.outbox"
         assert connection.execute(f"{lanes} GROUP BY key HAVING count(DISTINCT lane) > 1").fetchall() == []

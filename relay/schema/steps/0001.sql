@@ -103,76 +103,98 @@ BEGIN
     RETURN packed;
 END $$;
 
--- Every event enters here. Takes the key's lock BEFORE the id is drawn: two transactions that write the same key draw
--- their ids in the order in which they commit. `headers` are packed, each pair closed by the separator.
-CREATE FUNCTION relay.append_event(topic text, key text, payload bytea, headers text, lock_key boolean) RETURNS uuid
-LANGUAGE plpgsql AS $$
+-- Every event but an entity change enters here. Takes the key's lock BEFORE the id is drawn: two transactions that write
+-- the same key draw their ids in the order in which they commit. As few expressions as possible: PL/pgSQL prepares each
+-- anew in every transaction, and most transactions write one event.
+CREATE FUNCTION relay.append_event(topic text, key text, payload bytea, headers jsonb, kind text, lock_key boolean)
+RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    locks integer;
-    bytes integer := coalesce(octet_length(payload), 0) + coalesce(octet_length(key), 0) + octet_length(headers);
     appended uuid;
+    bytes integer;
+    relays_are_awake boolean;
 BEGIN
     -- The length apart from the pattern: a bounded repetition in a pattern costs 9 microseconds, this a tenth of one.
-    IF topic IS NULL OR topic !~ '^[a-zA-Z0-9._-]+$' OR octet_length(topic) > 249 OR topic IN ('.', '..') THEN
-        RAISE EXCEPTION 'RLY-101: invalid topic name of % characters', coalesce(length(topic), 0)
-            USING ERRCODE = 'RL101', HINT = 'A topic name has 1 to 249 of the characters A-Z a-z 0-9 . _ -';
+    IF (topic ~ '^[a-zA-Z0-9._-]+$' AND octet_length(topic) <= 249 AND topic NOT IN ('.', '..')) IS NOT TRUE THEN
+        PERFORM relay.refuse_topic(topic);
     END IF;
+    -- Each lock takes a slot of a table that all sessions of the server share (about 6,400 by default).
+    IF lock_key AND key IS NOT NULL AND pg_advisory_xact_lock(hashtextextended(key, 7236837)) IS NOT NULL
+       AND set_config('relay.key_locks', (coalesce(nullif(current_setting('relay.key_locks', true), ''), '0')::integer
+                      + 1)::text, true)::integer > 1000 THEN
+        PERFORM relay.refuse_locks();
+    END IF;
+    -- Relays that are awake hold no lock, so the last expression is true, costs a microsecond and says nothing. A relay
+    -- that sleeps holds it exclusively: only then does a commit pay for a notification. Kept until commit, the shared
+    -- lock keeps a relay from falling asleep over an event that it cannot see yet.
+    INSERT INTO relay.outbox AS o (topic, key, payload, headers)
+    VALUES (topic, key, payload,
+            CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+            || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
+                    WHEN kind = 'bytes' THEN E'content-type\x1fapplication/octet-stream\x1f'
+                    WHEN kind = 'text' THEN E'content-type\x1ftext/plain; charset=utf-8\x1f'
+                    WHEN kind = 'json' THEN E'content-type\x1fapplication/json\x1f'
+                    ELSE '' END)
+    RETURNING o.event_id,
+              coalesce(octet_length(o.payload), 0) + coalesce(octet_length(o.key), 0) + octet_length(o.headers),
+              pg_try_advisory_xact_lock_shared(7236836)
+    INTO appended, bytes, relays_are_awake;
     IF bytes > relay.event_bytes_max() THEN
-        RAISE EXCEPTION 'RLY-104: the event has % bytes with its key and headers, the limit is %',
-            bytes, relay.event_bytes_max()
-            USING ERRCODE = 'RL104', HINT = 'Send a reference instead of the content, or raise the limit of the '
-                'topic and replace relay.event_bytes_max().';
+        PERFORM relay.refuse_size(bytes);
     END IF;
-    IF lock_key AND key IS NOT NULL THEN
-        -- Each lock takes a slot of a table that all sessions of the server share (about 6,400 by default).
-        locks := coalesce(nullif(current_setting('relay.key_locks', true), ''), '0')::integer + 1;
-        IF locks > 1000 THEN
-            RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
-                USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
-                    'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
-        END IF;
-        PERFORM set_config('relay.key_locks', locks::text, true);
-        PERFORM pg_advisory_xact_lock(hashtextextended(key, 7236837));
-    END IF;
-    INSERT INTO relay.outbox (topic, key, headers, payload)
-    VALUES (topic, key, headers, payload) RETURNING event_id INTO appended;
-    -- Relays that are awake hold no lock, so this succeeds, costs a microsecond and says nothing. A relay that sleeps
-    -- holds it exclusively: only then does a commit pay for a notification. Kept until commit, the shared lock keeps
-    -- a relay from falling asleep over an event that it cannot see yet.
-    IF NOT pg_try_advisory_xact_lock_shared(7236836) THEN
+    IF NOT relays_are_awake THEN
         PERFORM pg_notify('relay_wake', '');
     END IF;
     RETURN appended;
 END $$;
 
--- The three forms of emit differ in the type of the payload and in the content-type they announce.
-CREATE FUNCTION relay.emit(topic text, key text, payload bytea, headers jsonb DEFAULT '{}') RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- The refusals stand apart, so that the functions that everybody calls stay short.
+CREATE FUNCTION relay.refuse_topic(topic text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN relay.append_event(topic, key, payload,
-        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
-        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
-                ELSE E'content-type\x1fapplication/octet-stream\x1f' END, true);
+    RAISE EXCEPTION 'RLY-101: invalid topic name of % characters', coalesce(length(topic), 0)
+        USING ERRCODE = 'RL101', HINT = 'A topic name has 1 to 249 of the characters A-Z a-z 0-9 . _ -';
 END $$;
+
+CREATE FUNCTION relay.refuse_size(bytes integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'RLY-104: the event has % bytes with its key and headers, the limit is %',
+        bytes, relay.event_bytes_max()
+        USING ERRCODE = 'RL104', HINT = 'Send a reference instead of the content, or raise the limit of the '
+            'topic and replace relay.event_bytes_max().';
+END $$;
+
+CREATE FUNCTION relay.refuse_locks() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
+        USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
+            'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
+END $$;
+
+CREATE FUNCTION relay.refuse_entity(entity text, id text, action text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF entity IS NULL OR entity !~ '^[A-Za-z0-9_.-]+$' OR octet_length(entity) > 128 THEN
+        RAISE EXCEPTION 'RLY-102: invalid entity name of % characters', coalesce(length(entity), 0)
+            USING ERRCODE = 'RL102', HINT = 'An entity name has 1 to 128 of the characters A-Z a-z 0-9 _ . -';
+    END IF;
+    IF id IS NULL OR id = '' OR octet_length(id) > 1024 OR id ~ '[\x01-\x1f\x7f]' THEN
+        RAISE EXCEPTION 'RLY-103: invalid entity id of % bytes', coalesce(octet_length(id), 0)
+            USING ERRCODE = 'RL103', HINT = 'An entity id has 1 to 1024 bytes and no control characters.';
+    END IF;
+    RAISE EXCEPTION 'RLY-105: invalid action of % characters', coalesce(length(action), 0)
+        USING ERRCODE = 'RL105', HINT = 'An action has 1 to 64 of the characters A-Z a-z 0-9 _ . -';
+END $$;
+
+-- The three forms of emit differ in the type of the payload and in the content-type they announce. The planner puts the
+-- one call in their place, so they cost nothing; their names were bound when they were created.
+CREATE FUNCTION relay.emit(topic text, key text, payload bytea, headers jsonb DEFAULT '{}') RETURNS uuid
+LANGUAGE sql RETURN relay.append_event(topic, key, payload, headers, 'bytes', true);
 
 CREATE FUNCTION relay.emit(topic text, key text, payload text, headers jsonb DEFAULT '{}') RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN relay.append_event(topic, key, convert_to(payload, 'UTF8'),
-        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
-        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
-                ELSE E'content-type\x1ftext/plain; charset=utf-8\x1f' END, true);
-END $$;
+LANGUAGE sql RETURN relay.append_event(topic, key, convert_to(payload, 'UTF8'), headers, 'text', true);
 
 CREATE FUNCTION relay.emit(topic text, key text, payload jsonb, headers jsonb DEFAULT '{}') RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN relay.append_event(topic, key, convert_to(payload::text, 'UTF8'),
-        CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
-        || CASE WHEN payload IS NULL OR headers ? 'content-type' THEN ''
-                ELSE E'content-type\x1fapplication/json\x1f' END, true);
-END $$;
+LANGUAGE sql RETURN relay.append_event(topic, key, convert_to(payload::text, 'UTF8'), headers, 'json', true);
 
 -- Many events in one call, in the order of the arrays. All keys are locked first, sorted, so that two calls with the
 -- same keys cannot deadlock. lock_keys => false is for callers that already hold the locks of the entities' rows.
@@ -191,17 +213,14 @@ BEGIN
         taken := coalesce(nullif(current_setting('relay.key_locks', true), ''), '0')::integer
                  + coalesce(cardinality(distinct_keys), 0);
         IF taken > 1000 THEN
-            RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
-                USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
-                    'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
+            PERFORM relay.refuse_locks();
         END IF;
         PERFORM set_config('relay.key_locks', taken::text, true);
         FOREACH one IN ARRAY coalesce(distinct_keys, '{}') LOOP
             PERFORM pg_advisory_xact_lock(hashtextextended(one, 7236837));
         END LOOP;
     END IF;
-    SELECT array_agg(relay.append_event(e.topic, e.key, e.payload,
-               CASE WHEN e.header = '{}' THEN '' ELSE relay.pack_headers(e.header) END, false) ORDER BY e.position)
+    SELECT array_agg(relay.append_event(e.topic, e.key, e.payload, e.header, NULL, false) ORDER BY e.position)
     INTO appended
     FROM (SELECT * FROM unnest(topics, keys, payloads, headers)
           WITH ORDINALITY AS u (topic, key, payload, header, position) ORDER BY position) AS e;
@@ -217,31 +236,42 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     raised bigint;
     ts text;
+    bytes integer;
+    relays_are_awake boolean;
 BEGIN
-    IF entity IS NULL OR entity !~ '^[A-Za-z0-9_.-]+$' OR octet_length(entity) > 128 THEN
-        RAISE EXCEPTION 'RLY-102: invalid entity name of % characters', coalesce(length(entity), 0)
-            USING ERRCODE = 'RL102', HINT = 'An entity name has 1 to 128 of the characters A-Z a-z 0-9 _ . -';
+    IF (entity ~ '^[A-Za-z0-9_.-]+$' AND octet_length(entity) <= 128
+        AND id <> '' AND octet_length(id) <= 1024 AND id !~ '[\x01-\x1f\x7f]'
+        AND action ~ '^[A-Za-z0-9_.-]+$' AND octet_length(action) <= 64) IS NOT TRUE THEN
+        PERFORM relay.refuse_entity(entity, id, action);
     END IF;
-    IF id IS NULL OR id = '' OR octet_length(id) > 1024 OR id ~ '[\x01-\x1f\x7f]' THEN
-        RAISE EXCEPTION 'RLY-103: invalid entity id of % bytes', coalesce(octet_length(id), 0)
-            USING ERRCODE = 'RL103', HINT = 'An entity id has 1 to 1024 bytes and no control characters.';
-    END IF;
-    IF action IS NULL OR action !~ '^[A-Za-z0-9_.-]+$' OR octet_length(action) > 64 THEN
-        RAISE EXCEPTION 'RLY-105: invalid action of % characters', coalesce(length(action), 0)
-            USING ERRCODE = 'RL105', HINT = 'An action has 1 to 64 of the characters A-Z a-z 0-9 _ . -';
+    IF topic IS NULL THEN
+        topic := 'relay.changes';
+    ELSIF topic !~ '^[a-zA-Z0-9._-]+$' OR octet_length(topic) > 249 OR topic IN ('.', '..') THEN
+        PERFORM relay.refuse_topic(topic);
     END IF;
     INSERT INTO relay.entity_version AS v (entity, id, version) VALUES (entity, id, 1)
     ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
-    RETURNING v.version INTO raised;
-    ts := to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
-    PERFORM relay.append_event(coalesce(topic, 'relay.changes'), entity || ':' || id,
+    RETURNING v.version, to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    INTO raised, ts;
+    -- As in append_event, with the entity's own headers.
+    INSERT INTO relay.outbox AS o (topic, key, payload, headers)
+    VALUES (topic, entity || ':' || id,
         convert_to('{"entity":"' || entity || '","id":' || to_json(id)::text || ',"action":"' || action
             || '","version":' || raised || ',"ts":"' || ts || '"'
             || CASE WHEN payload IS NULL THEN '}' ELSE ',"payload":' || payload::text || '}' END, 'UTF8'),
-        E'entity\x1f' || entity || E'\x1fid\x1f' || id || E'\x1f' || E'action\x1f' || action
+        E'entity\x1f' || entity || E'\x1fid\x1f' || id || E'\x1faction\x1f' || action
             || E'\x1fversion\x1f' || raised || E'\x1fts\x1f' || ts || E'\x1f'
             || CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
-            || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END, false);
+            || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END)
+    RETURNING octet_length(o.payload) + octet_length(o.key) + octet_length(o.headers),
+              pg_try_advisory_xact_lock_shared(7236836)
+    INTO bytes, relays_are_awake;
+    IF bytes > relay.event_bytes_max() THEN
+        PERFORM relay.refuse_size(bytes);
+    END IF;
+    IF NOT relays_are_awake THEN
+        PERFORM pg_notify('relay_wake', '');
+    END IF;
     RETURN raised;
 END $$;
 
