@@ -58,15 +58,21 @@ class Bench:
 @contextmanager
 def bench(version: int = 18) -> Iterator[Bench]:
     """Real Postgres with its durability on, one real broker."""
+    kafka = KafkaCluster(1)
+    kafka.start()
+    try:
+        with database(kafka, version) as setup:
+            yield setup
+    finally:
+        kafka.close()
+
+
+@contextmanager
+def database(kafka: KafkaCluster, version: int = 18) -> Iterator[Bench]:
+    """A server of its own, for measurements that compare several on one broker."""
     with EmbeddedPostgres(version, settings={"shared_buffers": "512MB", "max_wal_size": "8GB"}) as postgres:
-        kafka = KafkaCluster(1)
-        kafka.start()
-        try:
-            dsn = postgres.dsn()
-            upgrade(dsn)
-            yield Bench(postgres, kafka, dsn)
-        finally:
-            kafka.close()
+        upgrade(postgres.dsn())
+        yield Bench(postgres, kafka, postgres.dsn())
 
 
 def execute(dsn: str, *statements: str, **parameters: object) -> None:
