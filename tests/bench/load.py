@@ -213,6 +213,8 @@ def receive(channel: Channel, bootstrap: str, topic: str, count: int) -> dict[in
     while len(received) < count:
         message = consumer.poll(1)
         if message is None:
+            if channel.is_stopped:  # nobody listens any more
+                break
             continue
         now = time.monotonic_ns()
         if message.error():
