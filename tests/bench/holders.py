@@ -1,15 +1,17 @@
 """The rate of a relay while somebody holds back what it has removed: a snapshot, or a writer that does not end.
 
 Three servers, so that no holder is felt by the others (an open transaction keeps back every snapshot that is taken
-anywhere on its server), one broker, one relay each. All get the same history one after the other, while the holder of
-two of them is open: ten minutes of 5,000 events a second. Then, with the holders still there, the same backlog is put
-into each in turn, several times: what a relay can do shows in a backlog, and not in what writers happen to write.
+anywhere on its server), one broker, one relay each. All get the same history at the same time, while the holder of
+two of them is open: ten minutes of 5,000 events a second each. Then, with the holders still there, the same backlog
+is put into each in turn, several times: what a relay can do shows in a backlog, and not in what writers happen to
+write.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -114,17 +116,15 @@ def holders() -> None:
             RelayProcess(written.dsn, free.kafka.bootstrap, base=NOTHING) as three,
         ):
             relays = {"nobody": one.wait_started(), "snapshot": two.wait_started(), "writer": three.wait_started()}
-            history(free, one, "nobody")
-            with snapshot(read):
-                history(read, two, "snapshot")
-                with writer(written, held_topic) as open_writer:
-                    history(written, three, "writer")
-                    for _ in range(ROUNDS):
-                        for name, setup in setups.items():
-                            rates[name].append(backlog_rate(setup, relays[name]))
-                        latest = ", ".join(f"{name} {values[-1]:,.0f}/s" for name, values in rates.items())
-                        print(f"  round: {latest}", flush=True)
-                    held_rows_arrive(written, open_writer, held_topic)
+            with snapshot(read), writer(written, held_topic) as open_writer:
+                with ThreadPoolExecutor(len(setups)) as pool:
+                    list(pool.map(lambda name: history(setups[name], relays[name], name), setups))
+                for _ in range(ROUNDS):
+                    for name, setup in setups.items():
+                        rates[name].append(backlog_rate(setup, relays[name]))
+                    latest = ", ".join(f"{name} {values[-1]:,.0f}/s" for name, values in rates.items())
+                    print(f"  round: {latest}", flush=True)
+                held_rows_arrive(written, open_writer, held_topic)
             breaches = {name: relay.metric("relay_floor_breaches_total") for name, relay in relays.items()}
     print("  relay_floor_breaches_total: " + ", ".join(f"{name} {n:.0f}" for name, n in breaches.items()), flush=True)
     for name in ("snapshot", "writer"):
