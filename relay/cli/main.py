@@ -60,11 +60,12 @@ def register() -> None:
     from relay.cli.config import config
     from relay.cli.db import db
     from relay.cli.demo import demo
+    from relay.cli.doctor import doctor
     from relay.cli.parked import parked
     from relay.cli.run import run
     from relay.cli.status import status
 
-    for command in (demo, db, run, status, parked, config):
+    for command in (demo, db, run, doctor, status, parked, config):
         cli.add_command(command)
 
 

@@ -13,9 +13,12 @@ from uuid import UUID
 import pytest
 
 from relay import logs
+from relay.daemon.diagnosis.examine import ORDER
+from relay.daemon.diagnosis.finding import Finding
 from relay.daemon.overview import Overview, TopicBacklog
 from relay.daemon.parked import ParkedEvent
 from relay.errors import CODES
+from relay.migrations.revision import Revision
 from tests.support.documents import DOCS, MARKED, ROOT, commands, documents, log_rows, rendered
 
 SOURCES = [*sorted((ROOT / "relay").rglob("*.py")), *sorted((ROOT / "migrations").rglob("*.py"))]
@@ -171,8 +174,17 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     refused = {f"refused[].{name}" for name in re.findall(r'"([a-z]+)": ', say) if name not in ("moved", "refused")}
     assert documented("generated: cli parked drop", "## relay config") == fields_of_say | refused
     assert documented("## relay config", "") == set(CONFIG.Line._fields)
-    assert documented("generated: cli db check", "generated: cli db sql") == {"version"}
-    assert 'json.dumps({"version": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+    assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for"}
+    revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
+    assert documented("generated: cli db revision", "generated: cli db sql") == revision
+    assert 'json.dumps({"version": found, "written_for": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+
+
+def test_the_fields_and_checks_of_doctor_are_documented():
+    """Each field, and each check by its name."""
+    assert documented("## relay doctor", "## relay status") == {spec.name for spec in fields(Finding)}
+    line = next(line for line in read("CLI.md").splitlines() if line.startswith("| `check` |"))
+    assert set(re.findall(r"`([a-z]+)`", line)) == {"check", *ORDER}
 
 
 # Links, files and tests
