@@ -32,7 +32,7 @@ STATUS, PARKED, CONFIG = (
     inspect.getmodule(COMMANDS[f"relay {path}"]) for path in ("status", "parked list", "config check")
 )
 
-OTHER_NAMES = {"relay.toml", "relay.outbox", "sasl.password"}
+OTHER_NAMES = {"env.py", "relay.toml", "relay.outbox", "sasl.password"}
 """What looks like a setting or an event in docs/OPERATING.md and is neither."""
 
 
