@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from relay.migrations import downgrade_to, include_name, upgrade_to
 from relay.schema import blocks
 from relay.schema.install import upgrade
-from relay.schema.steps import LOCK_ID, VERSION
+from relay.schema.steps import LOCK_ID, VERSION, step_back
 from tests.support.catalog import catalog
 from tests.support.commands import emit, park
 from tests.support.postgres import bare_database, drop_database
@@ -178,6 +178,23 @@ def test_a_gap_in_the_history_is_named(bare):
     with pytest.raises(exc.DBAPIError, match=rf"RLY-402.*version 0.*begins at {VERSION}"), migrating(bare):
         upgrade_to(VERSION, after=VERSION)
     assert version(bare) is None
+
+
+def test_each_step_back_leaves_what_the_step_before_it_left(bare):
+    """Down to the last grant, for every step that has a way back."""
+    left = {}
+    for number in range(1, VERSION + 1):
+        with migrating(bare):
+            upgrade_to(number, after=number - 1)
+        left[number] = catalog(bare)
+    for number in range(VERSION - 1, 0, -1):
+        if step_back(number + 1) is not None:
+            with migrating(bare):
+                downgrade_to(number)
+            assert catalog(bare) == left[number]
+    with migrating(bare):
+        upgrade_to(VERSION)
+    assert catalog(bare) == left[VERSION]
 
 
 def test_a_lock_that_is_held_for_a_while_is_waited_for(bare):
