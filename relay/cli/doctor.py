@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from itertools import groupby
 
 import click
 
@@ -47,12 +48,13 @@ def as_text(findings: list[Finding]) -> str:
 def _gathered(findings: list[Finding]) -> list[Finding]:
     """Checks that could not be made for one and the same reason are one entry: who reads it has one thing to do."""
     gathered: list[Finding] = []
-    for finding in findings:
-        before = gathered[-1] if gathered else None
-        if before and finding.state == "unknown" and (before.found, before.fix) == (finding.found, finding.fix):
-            gathered[-1] = replace(before, subject=f"{before.subject or before.check}, {finding.check}")
+    for (state, found, fix), several in groupby(findings, lambda one: (one.state, one.found, one.fix)):
+        same = list(several)
+        if state == "unknown" and len(same) > 1:
+            names = ", ".join(one.check for one in same)
+            gathered.append(Finding(f"{len(same)} checks", state, f"{names}: {found}", same[0].code, fix))
         else:
-            gathered.append(finding)
+            gathered += same
     return gathered
 
 

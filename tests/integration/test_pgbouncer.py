@@ -110,3 +110,13 @@ def test_a_pooler_is_told_from_a_server(through, database):
         assert direct.prepare_threshold is not None
         assert other.is_pooled
         assert other.prepare_threshold is None
+
+
+def test_doctor_finds_the_pooler_and_looks_at_what_is_behind(through):
+    """In one transaction, so that each check is about the same session."""
+    found = {
+        one["check"]: one
+        for one in json.loads(relay("doctor", "--json", settings={"RELAY_DATABASE_URL": through}).stdout)
+    }
+    assert (found["pooler"]["state"], found["pooler"]["code"]) == ("warning", "RLY-803")
+    assert {found[check]["state"] for check in ("schema", "grants", "lanes", "autovacuum")} == {"ok"}

@@ -17,7 +17,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AdminClient,
     ConfigResource,
-    DescribeClusterResult,
     TopicDescription,
 )
 
@@ -58,11 +57,13 @@ class Look:
         kept: dict[str, Any] = {name: value for name, value in self.properties.items() if name.startswith(KEEP)}
         kept |= {"log_level": 0, "error_cb": self._on_error}
         admin = AdminClient(kept)
-        cluster = self._reach(admin)
-        if cluster is None:
+        places = self._reach(admin)
+        if places is None:
             return
-        self.report(self._listeners(cluster))
-        for finding in self._topics(admin, cluster):
+        if not self._listeners(places):
+            self.report(unknown("topic", "no broker can be asked about topics", "see listeners"))
+            return
+        for finding in self._topics(admin):
             self.report(finding)
 
     def _on_error(self, error: KafkaError) -> None:
@@ -70,39 +71,41 @@ class Look:
         if error.code() in CAUSES:
             self._causes.append(CAUSES[error.code()])
 
-    def _reach(self, admin: AdminClient) -> DescribeClusterResult | None:
-        asked = admin.describe_cluster(request_timeout=ASK_SECONDS)
-        until = time.monotonic() + ASK_SECONDS
-        while not asked.done() and time.monotonic() < until:
-            # Errors of connections come this way only.
-            admin.poll(0.05)
+    def _reach(self, admin: AdminClient) -> list[tuple[str, int]] | None:
+        """Where the brokers say they are; asked of the addresses that were given, which may be others."""
         try:
-            cluster: DescribeClusterResult = asked.result(0.1)
-        except (KafkaException, TimeoutError):
+            brokers = admin.list_topics(timeout=ASK_SECONDS).brokers.values()
+        except KafkaException:
+            # What went wrong with connections is told here only.
+            admin.poll(0.1)
             servers = self.properties["bootstrap.servers"]
             cause = f": {self._causes[-1]}" if self._causes else ""
             text = f"none of {servers} answered within {ASK_SECONDS:g} s{cause}"
             fix = "check that Kafka runs, and RELAY_KAFKA_BOOTSTRAP_SERVERS and the security settings"
             self.report(failed("kafka", text, "RLY-304", fix))
             return None
-        count = len(cluster.nodes)
-        self.report(ok("kafka", f"{count} broker{'' if count == 1 else 's'}"))
-        return cluster
+        self.report(ok("kafka", f"{len(brokers)} broker{'' if len(brokers) == 1 else 's'}"))
+        return sorted({(str(broker.host), int(broker.port)) for broker in brokers})
 
-    def _listeners(self, cluster: DescribeClusterResult) -> Finding:
-        """A cluster names the addresses at which it is to be reached, and they may hold elsewhere only."""
-        places = sorted({(str(node.host), int(node.port)) for node in cluster.nodes})
+    def _listeners(self, places: list[tuple[str, int]]) -> bool:
+        """A cluster names the addresses at which it is to be reached, and they may hold elsewhere only. True if one of
+        them holds here."""
         away = unreachable(places)
-        if not away:
-            return ok("listeners", "every broker is where it says it is")
-        named = ", ".join(f"{host}:{port}" for host, port in away)
-        fix = "set advertised.listeners to addresses that hold here, or run `relay doctor` where the relay runs"
-        return failed("listeners", f"brokers say they are at {named}, not reachable from here", "RLY-811", fix)
+        if away:
+            named = ", ".join(f"{host}:{port}" for host, port in away)
+            fix = "set advertised.listeners to addresses that hold here, or run `relay doctor` where the relay runs"
+            text = f"brokers say they are at {named}, not reachable from here"
+            self.report(failed("listeners", text, "RLY-811", fix))
+        else:
+            self.report(ok("listeners", "every broker is where it says it is"))
+        return len(away) < len(places)
 
-    def _topics(self, admin: AdminClient, cluster: DescribeClusterResult) -> Iterable[Finding]:
+    def _topics(self, admin: AdminClient) -> Iterable[Finding]:
         outbox = self.outbox()
         needed = wanted(outbox, self.settings)
-        described, limits = _describe(admin, list(needed), cluster)
+        described, limits = _describe(admin, list(needed))
+        if outbox.topics is None:
+            yield unknown("topic", "in which topics events wait could not be read", "see the checks of the database")
         for topic, is_due in needed.items():
             yield from judge(topic, described.get(topic), limits.get(topic, {}), outbox.event_bytes_max, is_due=is_due)
 
@@ -140,9 +143,9 @@ def unreachable(places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def _describe(
-    admin: AdminClient, topics: list[str], cluster: DescribeClusterResult
+    admin: AdminClient, topics: list[str]
 ) -> tuple[dict[str, TopicDescription | KafkaError], dict[str, dict[str, int]]]:
-    """Descriptions, or why there is none; and the limits of each topic, those of the broker for one that is missing."""
+    """Descriptions, or why there is none; and the limits of each topic that is there."""
     until = time.monotonic() + ASK_SECONDS
     asked = admin.describe_topics(
         TopicCollection(topics), include_authorized_operations=True, request_timeout=ASK_SECONDS

@@ -194,8 +194,8 @@ def _primary(_look: Look, connection: Connection) -> Iterable[Finding]:
 
 
 def _schema(_look: Look, connection: Connection) -> Iterable[Finding]:
-    require_version(connection)
-    yield ok("schema", f"version {VERSION}, as needed")
+    found = require_version(connection)
+    yield ok("schema", f"version {found.version}; this code brings {VERSION}")
 
 
 def _grants(_look: Look, connection: Connection) -> Iterable[Finding]:
