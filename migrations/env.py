@@ -15,12 +15,11 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, exc, pool, text
 
-from migrations.steps import installed_version
 from relay.config import load, require_database
 from relay.database import explain, parse
 from relay.errors import RelayError
-from relay.schema.install import refuse_newer
-from relay.schema.steps import LOCK_ID
+from relay.schema.install import INSTALLED, Installed, refuse_newer
+from relay.schema.steps import LOCK_ID, VERSION
 
 BOOK = "relay_alembic_version"
 
@@ -29,7 +28,7 @@ if context.config.config_file_name is not None:
 
 
 def run_offline() -> None:
-    """Prints the SQL. Without a connection nobody knows what is there: the script fails where a step has run."""
+    """Prints the SQL. Without a connection nobody knows which of Alembic's own lines are needed; the steps do."""
     context.configure(dialect_name="postgresql", version_table=BOOK, literal_binds=True)
     with context.begin_transaction():
         context.execute(f"SELECT pg_advisory_xact_lock({LOCK_ID})")
@@ -53,12 +52,19 @@ def run_online() -> None:
 
 
 def _follow_the_database(connection: Connection) -> None:
-    """Makes Alembic believe what the database says of itself."""
-    found = installed_version(connection)
+    """Makes Alembic believe what the database says of itself, as far as it knows the steps."""
+    found = _installed(connection)
     refuse_newer(found)
-    migration = context.get_context()
-    if int(migration.get_current_revision() or 0) != found:
-        migration.stamp(context.script, f"{found:04d}" if found else "base")
+    migration, known = context.get_context(), min(found.version, VERSION)
+    if int(migration.get_current_revision() or 0) != known:
+        migration.stamp(context.script, f"{known:04d}" if known else "base")
+
+
+def _installed(connection: Connection) -> Installed:
+    """As `relay.schema.install` reads it."""
+    if connection.execute(text("SELECT to_regclass('relay.schema_version')")).scalar() is None:
+        return Installed(0, 0)
+    return Installed(*connection.execute(text(INSTALLED)).one())
 
 
 def _in_our_words(error: psycopg.Error) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from alembic.util import CommandError
-from migrations.steps import upgrade_to
+from relay.migrations import downgrade_to, upgrade_to
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -13,9 +12,9 @@ depends_on = ${repr(depends_on)}
 
 def upgrade() -> None:
     """Step ${int(up_revision)} of relay.schema.steps."""
-    upgrade_to(${int(up_revision)})
+    upgrade_to(${int(up_revision)}, after=${int(up_revision) - 1})
 
 
 def downgrade() -> None:
-    """A step that can be undone without losing events says here how."""
-    raise CommandError("step ${int(up_revision)} has no way back but a backup")
+    """Back by one step, if it has a way back."""
+    downgrade_to(${int(up_revision) - 1})

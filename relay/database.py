@@ -25,6 +25,9 @@ class Connection(psycopg.Connection[Any]):
     """A connection each of whose calls ends within `deadline_seconds`, if need be by giving the connection up."""
 
     deadline_seconds: float = 10.0
+    is_pooled: bool = False
+    """Whether a pooler stands before the server, so that the next transaction may run in another session. No session
+    state then: no prepared statement, no LISTEN, no session's lock, no SET outside of a transaction."""
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Runs one call. Raises psycopg.OperationalError when the deadline passes; the connection is closed then.
@@ -42,8 +45,18 @@ class Connection(psycopg.Connection[Any]):
             raise psycopg.OperationalError("the database did not answer within the deadline") from None
 
 
-def connect(url: str, name: str, *, connect_timeout_seconds: float = 5.0, deadline_seconds: float = 10.0) -> Connection:
+def connect(
+    url: str,
+    name: str,
+    *,
+    connect_timeout_seconds: float = 5.0,
+    deadline_seconds: float = 10.0,
+    writable: bool = True,
+) -> Connection:
     """A connection in autocommit to a writable server, named `name` in pg_stat_activity.
+
+    Args:
+        writable: False takes a standby or a read-only database as well, to look at it.
 
     Raises:
         ConfigError: the URL cannot be read; it is not repeated, since it may hold a password.
@@ -56,7 +69,7 @@ def connect(url: str, name: str, *, connect_timeout_seconds: float = 5.0, deadli
                 conninfo,
                 application_name=name,
                 connect_timeout=str(max(2, round(connect_timeout_seconds))),
-                target_session_attrs="read-write",
+                target_session_attrs="read-write" if writable else "any",
                 client_encoding="UTF8",
             ),
             autocommit=True,
@@ -64,7 +77,22 @@ def connect(url: str, name: str, *, connect_timeout_seconds: float = 5.0, deadli
     except psycopg.Error as error:
         raise explain(error) from None
     connection.deadline_seconds = deadline_seconds
+    try:
+        connection.is_pooled = _is_pooled(connection)
+    except psycopg.Error as error:
+        connection.close()
+        raise explain(error) from None
+    if connection.is_pooled:
+        # The next statement may reach a session that has not prepared it, or has prepared another under its name.
+        connection.prepare_threshold = None
     return connection
+
+
+def _is_pooled(connection: Connection) -> bool:
+    """A server greets with the process that will serve the session. A pooler greets before it has one, with a number of
+    its own. (In session mode, too; that it will keep us in one session is not to be told from outside.)"""
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return row is not None and row[0] != connection.info.backend_pid
 
 
 def parse(url: str) -> str:

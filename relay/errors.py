@@ -8,7 +8,8 @@ RelayError
 ├── GrantError         RLY-5xx  the database role may not do what it has to do                        exit 1
 └── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
 
-RLY-7xx are no exceptions: they say in logs, in `relay status` and beside parked events why something waits.
+RLY-7xx are no exceptions: they say in logs, in `relay status` and beside parked events why something waits. RLY-8xx are
+what `relay doctor` finds.
 docs/ERRORS.md has a section for each code, and a test compares the two.
 """
 
@@ -29,6 +30,9 @@ CODES: dict[str, str] = {
     "RLY-110": "the payload has the wrong type",
     "RLY-111": "the session is of an unknown kind",
     "RLY-112": "the session has no transaction",
+    "RLY-130": "a class cannot be tracked like this",
+    "RLY-131": "a statement would change tracked rows unseen",
+    "RLY-132": "the database would change tracked rows unseen",
     "RLY-201": "a required setting is missing",
     "RLY-202": "a setting has an unknown name",
     "RLY-203": "a setting has a wrong value",
@@ -51,10 +55,27 @@ CODES: dict[str, str] = {
     "RLY-603": "the parked event waits for an earlier one",
     "RLY-604": "the embedded part could not be started",
     "RLY-605": "the parked event is in use",
+    "RLY-611": "there is no Alembic project",
+    "RLY-612": "the Alembic history has several heads",
+    "RLY-613": "Alembic refuses",
     "RLY-701": "Kafka is not available",
     "RLY-702": "a topic cannot be written",
     "RLY-703": "Kafka refuses an event",
     "RLY-704": "an event waits for an earlier event of its key",
+    "RLY-801": "the connection to the database is not encrypted",
+    "RLY-802": "lanes are missing",
+    "RLY-803": "a pooler stands before the database",
+    "RLY-804": "the clocks differ",
+    "RLY-805": "a time-out of the server is short",
+    "RLY-806": "the database may lose commits",
+    "RLY-807": "something old holds back vacuum",
+    "RLY-808": "the outbox is not vacuumed",
+    "RLY-809": "a check could not be made",
+    "RLY-810": "there is little room for locks",
+    "RLY-811": "a broker is not where it says it is",
+    "RLY-812": "a topic takes less than the outbox",
+    "RLY-813": "a topic has too few replicas to be written",
+    "RLY-814": "a topic keeps too few copies",
 }
 """Code to meaning, in one place: `docs/ERRORS.md` explains each."""
 

@@ -17,6 +17,7 @@
 | relay.fenced | warning | frozen_s |
 | database.lost | error | code, reason |
 | database.back | info | away_s |
+| database.pooled | warning | code, hint |
 | row.moved | error | lanes |
 | floor.breached | error | lane, below |
 | http.elsewhere | warning | port |
@@ -37,8 +38,8 @@ EVENTS = frozenset(
     {
         "relay.started", "relay.stopping", "relay.stopped", "unit.settled", "unit.held", "event.parked",
         "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back", "producer.rebuilt",
-        "relay.fenced", "database.lost", "database.back", "row.moved", "floor.breached", "http.elsewhere",
-        "worker.failed",
+        "relay.fenced", "database.lost", "database.back", "database.pooled", "row.moved", "floor.breached",
+        "http.elsewhere", "worker.failed",
     }
 )  # fmt: skip
 

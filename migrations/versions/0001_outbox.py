@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from migrations.steps import drop_schema, upgrade_to
+from relay.migrations import downgrade_to, upgrade_to
 
 revision = "0001"
 down_revision = None
@@ -17,4 +17,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drops the schema; refused while it holds events."""
-    drop_schema()
+    downgrade_to(0)

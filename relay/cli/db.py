@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
 from relay.cli.main import open_database, settings
 from relay.config import require_database
+from relay.errors import ConfigError
 from relay.schema.grants import grants as grants_sql
 from relay.schema.install import require_version
 from relay.schema.install import upgrade as run_upgrade
@@ -32,8 +34,53 @@ def upgrade() -> None:
 def check(as_json: bool) -> None:
     """Say whether the schema fits this version of Relay: exit code 0, or 4 with the reason."""
     with open_database("db check") as connection:
-        require_version(connection)
-    click.echo(json.dumps({"version": VERSION}) if as_json else f"schema relay: version {VERSION}, as needed")
+        found = require_version(connection).version
+    if as_json:
+        click.echo(json.dumps({"version": found, "written_for": VERSION}))
+    elif found == VERSION:
+        click.echo(f"schema relay: version {found}, as needed")
+    elif found < VERSION:
+        click.echo(f"schema relay: version {found}, which will do; `relay db upgrade` takes it to {VERSION}")
+    else:
+        click.echo(f"schema relay: version {found}, which this code for version {VERSION} can work with")
+
+
+@db.command()
+@click.option("--head", metavar="REVISION", help="The head to follow, where the history has several.")
+@click.option("--message", "-m", metavar="TEXT", help="The revision's message.  [default: relay schema N]")
+@click.option("--rev-id", metavar="ID", help="The revision's id, where the project does not take random ones.")
+@click.option("--config", "-c", metavar="FILE", envvar="ALEMBIC_CONFIG", help="alembic.ini or pyproject.toml.")
+@click.option("--name", "-n", metavar="SECTION", default="alembic", help="The section of the .ini file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def revision(
+    *, head: str | None, message: str | None, rev_id: str | None, config: str | None, name: str, as_json: bool
+) -> None:
+    """Write a thin revision into your project's own Alembic history. Needs no connection.
+
+    Run it where you run alembic, then `alembic upgrade head`. After an upgrade of Relay it writes what is new, or says
+    that nothing is.
+    """
+    try:
+        from relay.migrations.revision import INCLUDE_NAME, open_project, write
+    except ModuleNotFoundError as error:
+        what = f"`relay db revision` needs the package {error.name}"
+        raise ConfigError("RLY-208", what, "pip install 'relay[migrations]'") from None
+    project = open_project(config, name)
+    written = write(project, head=head, message=message, revision=rev_id) if project.version < VERSION else None
+    todo = INCLUDE_NAME if project.needs_include_name else None
+    if as_json:
+        nothing = {"revision": None, "down_revision": (), "path": None, "after": project.version, "upto": VERSION}
+        click.echo(json.dumps({**(nothing if written is None else asdict(written)), "env_py_needs": todo}))
+        return
+    if written:
+        click.echo(f"wrote {written.path}\nnext: alembic upgrade head")
+    else:
+        click.echo(f"nothing to do: the history reaches schema version {project.version}")
+    if todo:
+        click.echo(
+            "env.py compares all schemas (include_schemas): unless a filter of yours leaves the schema relay out,\n"
+            f"import relay.migrations there and give context.configure {todo}"
+        )
 
 
 @db.command()

@@ -57,14 +57,18 @@ def cli() -> None:
 
 def register() -> None:
     """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
+    from relay.cli.completion import completion
     from relay.cli.config import config
     from relay.cli.db import db
     from relay.cli.demo import demo
+    from relay.cli.doctor import doctor
+    from relay.cli.explain import explain
     from relay.cli.parked import parked
     from relay.cli.run import run
     from relay.cli.status import status
+    from relay.cli.top import top
 
-    for command in (demo, db, run, status, parked, config):
+    for command in (demo, db, run, doctor, status, top, explain, parked, config, completion):
         cli.add_command(command)
 
 

@@ -8,8 +8,11 @@ exclusively; a writer tries to share it, which fails only then, and keeps its sh
     it looks once more            what was committed before is found now
     it waits                      for a notification, or a second
 
-If somebody writes without end the lock is not to be had, and the relay goes on polling. If a pooler swallows the
-notification, or the sleeper dies, the next look comes after `daemon.idle_seconds` all the same.
+If somebody writes without end the lock is not to be had, and the relay goes on polling. If a notification is lost, or
+the sleeper dies, the next look comes after `daemon.idle_seconds` all the same.
+
+Behind a pooler there is neither lock nor notification: each would stay in a session that is another client's the next
+moment. Asleep then only means to look every `daemon.idle_seconds`.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Watch:
         self._next_rescan = 0.0
         self._rescan_lane = 0
         self._holds_lock = False
+        self._has_said_pooled = False
 
     def run(self) -> None:
         """Watches until the relay stops. A lost connection is opened anew; the workers say so in the log."""
@@ -76,7 +80,10 @@ class Watch:
             connection: Connection | None = None
             try:
                 connection = self._open_connection()
-                connection.execute("LISTEN relay_wake")
+                if connection.is_pooled:
+                    self._say_pooled()
+                else:
+                    connection.execute("LISTEN relay_wake")
                 losses = 0
                 while not self._state.stop.is_set():
                     self._step(connection)
@@ -108,8 +115,8 @@ class Watch:
             self._state.stop.wait(TICK_SECONDS / 4)
 
     def _fall_asleep(self, connection: Connection) -> bool:
-        """Whether writers will notify from now on, because this relay or another one holds the lock."""
-        if not self._holds_lock:
+        """Whether writers will notify from now on, because this relay or another one holds the lock, or never can."""
+        if not self._holds_lock and not connection.is_pooled:
             got, other = self._all(connection, queries.SLEEP)[0]
             self._holds_lock = bool(got)
             if not (got or other):
@@ -129,7 +136,9 @@ class Watch:
         until = self._state.clock() + seconds
         while not self._state.stop.is_set() and self._state.clock() < until and self._state.asleep.is_set():
             # As a list: inside of the loop psycopg holds the connection's lock, and waking up needs the connection.
-            if list(connection.notifies(timeout=0.2, stop_after=1)):
+            if connection.is_pooled:
+                self._state.stop.wait(0.2)
+            elif list(connection.notifies(timeout=0.2, stop_after=1)):
                 self._state.found_work()
                 self._wake_up(connection)
                 self._state.ring()
@@ -144,6 +153,13 @@ class Watch:
         if self._holds_lock and connection is not None:
             connection.execute(queries.AWAKE)
         self._holds_lock = False
+
+    def _say_pooled(self) -> None:
+        """Once: the operator may not know what stands between."""
+        if not self._has_said_pooled:
+            self._has_said_pooled = True
+            hint = "connect relays directly: through a pooler an idle one sees an event after up to daemon.idle_seconds"
+            self._log.warning("database.pooled", code="RLY-803", hint=hint)
 
     def _observe(self, connection: Connection, now: float) -> None:
         """The horizon at every turn; the net below the floors and the counts now and then."""

@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from relay.demo.keys import key, raw_keys
 from relay.demo.ledger import in_words
 from relay.demo.relays import Relay
 from relay.demo.stage import Stage
+from relay.terminal import key, raw_keys
 
 FRAME_SECONDS: Final = 0.2
 LIMIT_SECONDS: Final = 300.0

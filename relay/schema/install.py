@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from relay.database import Connection, connect, explain
 from relay.errors import GrantError, SchemaError
-from relay.schema.steps import BASE, LOCK_ID, VERSION, step
+from relay.schema.steps import BASE, LOCK_ID, OLDEST_SCHEMA, VERSION, step
 
-LOCK_ATTEMPTS = 10
+LOCK_ATTEMPTS = 20
+
+INSTALLED: LiteralString = "SELECT coalesce(max(version), 0), coalesce(max(oldest_code), 0) FROM relay.schema_version"
 
 
 def upgrade(url: str) -> list[int]:
@@ -27,7 +30,7 @@ def upgrade(url: str) -> list[int]:
                 return _upgrade(connection)
             except psycopg.errors.LockNotAvailable:
                 # Waiting longer in one go would queue every later statement of the application behind us.
-                time.sleep(0.2 * attempt)
+                time.sleep(0.1 * attempt)
             except psycopg.errors.InsufficientPrivilege as error:
                 what = (error.diag.message_primary or "").removeprefix("permission denied for ")
                 raise GrantError(
@@ -52,51 +55,66 @@ def upgrade(url: str) -> list[int]:
 
 def _upgrade(connection: Connection) -> list[int]:
     with connection.transaction():
-        connection.execute("SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = pg_catalog, pg_temp")
+        connection.execute("SET LOCAL lock_timeout = '1s'; SET LOCAL search_path = pg_catalog, pg_temp")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
-        found = installed_version(connection)
+        found = installed(connection)
         refuse_newer(found)
-        steps = list(range(found + 1, VERSION + 1))
-        if found == 0:
+        steps = list(range(found.version + 1, VERSION + 1))
+        if found.version == 0:
             connection.execute(sql.SQL(BASE))
         for version in steps:
             connection.execute(step(version).encode())
         return steps
 
 
-def installed_version(connection: Connection) -> int:
-    """The schema version of the database; 0 where there is none."""
+class Installed(NamedTuple):
+    """What the database says of itself."""
+
+    version: int
+    """The last step that has run; 0 where there is no schema."""
+    oldest_code: int
+    """The VERSION of the oldest code that works with all of them."""
+
+
+def installed(connection: Connection) -> Installed:
+    """The schema version of the database, and which code it takes."""
     found = connection.execute("SELECT to_regclass('relay.schema_version') IS NOT NULL").fetchone()
     if not (found and found[0]):
-        return 0
-    row = connection.execute("SELECT coalesce(max(version), 0) FROM relay.schema_version").fetchone()
-    return int(row[0]) if row else 0
+        return Installed(0, 0)
+    row = connection.execute(INSTALLED).fetchone()
+    return Installed(*row) if row else Installed(0, 0)
 
 
-def refuse_newer(found: int) -> None:
-    """Newer schemas may mean what this code does not know."""
-    if found > VERSION:
+def refuse_newer(found: Installed) -> None:
+    """Newer schemas say themselves whether this code knows enough to work with them."""
+    if found.oldest_code > VERSION:
         raise SchemaError(
             "RLY-403",
-            f"the schema relay has version {found}, this code knows {VERSION}",
+            f"the schema relay has version {found.version}, which needs code for version {found.oldest_code} or newer;"
+            f" this code knows {VERSION}",
             "install a newer relay",
         )
 
 
-def require_version(connection: Connection) -> None:
-    """Refuses to work on a schema that does not fit.
+def require_version(connection: Connection, oldest: int = 0) -> Installed:
+    """Refuses to work on a schema that does not fit; returns what was found.
+
+    Args:
+        oldest: the step that a later part came with, which it cannot do without.
 
     Raises:
         SchemaError: missing, too old or too new.
     """
     try:
-        found = installed_version(connection)
+        found = installed(connection)
     except psycopg.Error as error:
         raise explain(error) from None
-    if found == 0:
+    if found.version == 0:
         raise SchemaError("RLY-401", "the schema relay is missing in this database", "run `relay db upgrade`")
-    if found < VERSION:
+    needed = max(oldest, OLDEST_SCHEMA)
+    if found.version < needed:
         raise SchemaError(
-            "RLY-402", f"the schema relay has version {found}, needed is {VERSION}", "run `relay db upgrade`"
+            "RLY-402", f"the schema relay has version {found.version}, needed is {needed}", "run `relay db upgrade`"
         )
     refuse_newer(found)
+    return found

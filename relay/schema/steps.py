@@ -7,22 +7,41 @@ from importlib import resources
 VERSION = 1
 """The schema version that this code is written for; the number of the last step."""
 
+OLDEST_SCHEMA = 1
+"""The oldest schema version that this code works with, so that it may be rolled out before the schema is upgraded."""
+
 LOCK_ID = 7236835
 """Advisory lock that lets one upgrade run at a time (the ids 7236835 to 7236837 belong to Relay)."""
 
 BASE = """\
 CREATE SCHEMA IF NOT EXISTS relay;
 -- Which steps have run: a table, because a comment is lost in some restores and a lost version repeats every step.
+-- oldest_code is the VERSION of the oldest code that works with the step: what only adds names an old one.
 CREATE TABLE IF NOT EXISTS relay.schema_version (
-    version    integer PRIMARY KEY,
-    applied_at timestamptz NOT NULL DEFAULT now()
+    version     integer PRIMARY KEY,
+    oldest_code integer NOT NULL CHECK (oldest_code <= version),
+    applied_at  timestamptz NOT NULL DEFAULT now()
+);
+-- Which Alembic histories have brought the schema, and how far: it goes away with the last one that is downgraded.
+CREATE TABLE IF NOT EXISTS relay.alembic_history (
+    version_table text PRIMARY KEY,
+    version       integer NOT NULL
 );
 """
 
 
 def step(version: int) -> str:
-    """The SQL of one step, as it was released; its last statement notes it. A released step never changes."""
+    """The SQL of one step, as it was released; its last statement notes it. A released step never changes.
+
+    It must run as one statement of many, too: no transaction commands, no CONCURRENTLY (`relay.schema.blocks`).
+    """
     return resources.files("relay.schema").joinpath("steps", f"{version:04d}.sql").read_text(encoding="utf-8")
+
+
+def step_back(version: int) -> str | None:
+    """The SQL that undoes one step without losing events; None if nothing can. The first goes with the schema."""
+    file = resources.files("relay.schema").joinpath("steps", f"{version:04d}.down.sql")
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def script(after: int = 0, upto: int = VERSION) -> str:

@@ -238,14 +238,14 @@ def test_a_missing_schema_is_named_with_the_command_that_makes_it(bare, argument
 def test_a_schema_of_a_newer_relay_is_left_alone(database, arguments):
     """Both versions are named, and nothing is changed."""
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("INSERT INTO relay.schema_version (version) VALUES (99)")
+        connection.execute("INSERT INTO relay.schema_version (version, oldest_code) VALUES (99, 99)")
     refused(arguments, "RLY-403", 4, "99", str(VERSION), "newer", settings=with_kafka(database))
 
 
 @pytest.mark.parametrize("arguments", [STATUS, ("db", "check"), ("parked", "list")])
 def test_a_schema_of_an_older_relay_is_named_with_the_command_that_raises_it(database, monkeypatch, arguments):
-    """There is one version so far, so the code pretends to be the next one."""
-    monkeypatch.setattr("relay.schema.install.VERSION", VERSION + 1)
+    """The code pretends to be a later one, which no longer works with the schema of this one."""
+    monkeypatch.setattr("relay.schema.install.OLDEST_SCHEMA", VERSION + 1)
     said = CliRunner().invoke(cli, arguments, env={"RELAY_DATABASE_URL": database})
     assert said.exit_code == 4
     assert re.fullmatch(rf"RLY-402: .*{VERSION}.*{VERSION + 1}\. Fix: run `relay db upgrade`\n", said.stderr)

@@ -92,7 +92,7 @@ NEVER = (
     "DELETE FROM relay.lane",
     "UPDATE relay.lane SET lane = lane + 1",
     "UPDATE relay.entity_version SET version = 1",
-    "INSERT INTO relay.schema_version (version) VALUES (2)",
+    "INSERT INTO relay.schema_version (version, oldest_code) VALUES (99, 1)",
     "DELETE FROM relay.schema_version",
     "SELECT relay.count_locks(0, 0)",
 )

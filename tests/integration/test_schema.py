@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,7 +262,7 @@ def test_a_version_that_does_not_fit_is_refused_by_all(bare, version, code):
     upgrade(bare)
     execute(bare, "DELETE FROM relay.schema_version")
     if version:
-        execute(bare, f"INSERT INTO relay.schema_version (version) VALUES ({version})")
+        execute(bare, f"INSERT INTO relay.schema_version (version, oldest_code) VALUES ({version}, {version})")
     with connect(bare, "test") as connection, pytest.raises(SchemaError, match=code):
         require_version(connection)
     checked = relay("db", "check", settings={"RELAY_DATABASE_URL": bare})
@@ -275,14 +276,18 @@ def test_a_version_that_does_not_fit_is_refused_by_all(bare, version, code):
 
 def test_an_older_version_names_both(bare, monkeypatch):
     upgrade(bare)
-    monkeypatch.setattr("relay.schema.install.VERSION", VERSION + 1)
+    monkeypatch.setattr("relay.schema.install.OLDEST_SCHEMA", VERSION + 1)
     with connect(bare, "test") as connection, pytest.raises(SchemaError, match=rf"RLY-402.*{VERSION}.*{VERSION + 1}"):
         require_version(connection)
 
 
-def test_a_step_notes_itself_and_nothing_else_does():
+def test_a_step_notes_itself_and_the_oldest_code_that_works_with_it():
     for version in range(1, VERSION + 1):
-        assert step(version).rstrip().endswith(f"INSERT INTO relay.schema_version (version) VALUES ({version});")
+        note = r"INSERT INTO relay\.schema_version \(version, oldest_code\) VALUES \((\d+), (\d+)\);\n"
+        noted = re.findall(note, step(version))
+        assert [int(found[0]) for found in noted] == [version]
+        assert 1 <= int(noted[0][1]) <= version
+        assert re.search(note + r"\Z", step(version))
 
 
 # Lanes

@@ -42,11 +42,11 @@ def relay(
 
 
 def emit(connection: psycopg.Connection, key: str | None, payload: str, topic: str = "t") -> int:
-    """Writes one event and returns its id."""
-    event_id = connection.execute("SELECT relay.emit(%s::text, %s::text, %s::text)", (topic, key, payload)).fetchone()[
-        0
-    ]
-    return connection.execute("SELECT id FROM relay.outbox WHERE event_id = %s", (event_id,)).fetchone()[0]
+    """Writes one event and returns its id, which is read before a relay can have removed it."""
+    with connection.transaction():
+        statement = "SELECT relay.emit(%s::text, %s::text, %s::text)"
+        event_id = connection.execute(statement, (topic, key, payload)).fetchone()[0]
+        return connection.execute("SELECT id FROM relay.outbox WHERE event_id = %s", (event_id,)).fetchone()[0]
 
 
 def park(connection: psycopg.Connection, *ids: int, policy: str = "park", waits: bool = False) -> None:

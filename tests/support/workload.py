@@ -45,6 +45,8 @@ class Mix:
     headers: float = 0.2
     large: float = 0.005
     keyless: float = 0.03
+    prepares: bool = True
+    """Whether the driver may prepare statements, which old poolers in transaction mode cannot take."""
 
 
 @dataclass(slots=True)
@@ -195,6 +197,8 @@ class Writer(threading.Thread):
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:
             self._connection = psycopg.connect(self._dsn, connect_timeout=5)
+            if not self._mix.prepares:
+                self._connection.prepare_threshold = None
         return self._connection
 
     def _lose(self, drafts: Sequence[Draft], outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections import deque
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,16 @@ from uuid import UUID
 import pytest
 
 from relay import logs
+from relay.daemon.diagnosis.examine import ORDER
+from relay.daemon.diagnosis.finding import Finding
+from relay.daemon.explanation import Explanation
+from relay.daemon.glance import Glance, ParkedGroup
 from relay.daemon.overview import Overview, TopicBacklog
 from relay.daemon.parked import ParkedEvent
+from relay.daemon.sightings import Record, Search
+from relay.daemon.whereabouts import Aside, Holder, Waiting, Whereabouts
 from relay.errors import CODES
+from relay.migrations.revision import Revision
 from tests.support.documents import DOCS, MARKED, ROOT, commands, documents, log_rows, rendered
 
 SOURCES = [*sorted((ROOT / "relay").rglob("*.py")), *sorted((ROOT / "migrations").rglob("*.py"))]
@@ -25,11 +33,11 @@ CODE = re.compile(r"RLY-\d{3}")
 
 
 COMMANDS = {path: command.callback for path, command in commands()}
-STATUS, PARKED, CONFIG = (
-    inspect.getmodule(COMMANDS[f"relay {path}"]) for path in ("status", "parked list", "config check")
+STATUS, PARKED, CONFIG, TOP, EXPLAIN = (
+    inspect.getmodule(COMMANDS[f"relay {path}"]) for path in ("status", "parked list", "config check", "top", "explain")
 )
 
-OTHER_NAMES = {"relay.toml", "relay.outbox", "sasl.password"}
+OTHER_NAMES = {"env.py", "relay.toml", "relay.outbox", "sasl.password"}
 """What looks like a setting or an event in docs/OPERATING.md and is neither."""
 
 
@@ -150,7 +158,7 @@ def names_of(value: object, prefix: str = "") -> set[str]:
 def test_the_fields_of_status_are_documented():
     """All of them, and no others."""
     overview = Overview([TopicBacklog("t", 1, 1.0)], 1, 1, 1.0, 64, {"s": 1}, ["r"])
-    assert documented("## relay status", "## relay parked") == names_of(STATUS.as_data(overview))
+    assert documented("## relay status", "## relay top") == names_of(STATUS.as_data(overview))
 
 
 def test_the_fields_of_parked_events_are_documented():
@@ -170,9 +178,38 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     fields_of_say = {"retried", "dropped", *re.findall(r'"(moved|refused)":', say)}
     refused = {f"refused[].{name}" for name in re.findall(r'"([a-z]+)": ', say) if name not in ("moved", "refused")}
     assert documented("generated: cli parked drop", "## relay config") == fields_of_say | refused
-    assert documented("## relay config", "") == set(CONFIG.Line._fields)
-    assert documented("generated: cli db check", "generated: cli db sql") == {"version"}
-    assert 'json.dumps({"version": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+    assert documented("## relay config", "## relay completion") == set(CONFIG.Line._fields)
+    assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for"}
+    revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
+    assert documented("generated: cli db revision", "generated: cli db sql") == revision
+    assert 'json.dumps({"version": found, "written_for": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+
+
+def test_the_fields_and_checks_of_doctor_are_documented():
+    """Each field, and each check by its name."""
+    assert documented("## relay doctor", "## relay status") == {spec.name for spec in fields(Finding)}
+    line = next(line for line in read("CLI.md").splitlines() if line.startswith("| `check` |"))
+    assert set(re.findall(r"`([a-z]+)`", line)) == {"check", *ORDER}
+
+
+def test_the_fields_of_top_and_explain_are_documented():
+    """All of them, and no others."""
+    holder = Holder(1, "s", "r", "idle", 1.0)
+    now = Glance(1.0, 1, 1, {"t": 1}, 1.0, 64, {"s": 1}, ["r"], [ParkedGroup("t", "RLY-703", 1, 1.0)], [holder])
+    assert documented("## relay top", "## relay explain") == names_of(TOP.as_data(deque([now])))
+    where = Whereabouts(
+        waiting=[Waiting(1, "e", "t", 1, 1.0, 1)],
+        parked=[Aside(1, "e", "t", "park", False, "RLY-703", "r", 1.0)],
+        lane=1,
+        lane_holders=[holder],
+        blocked_by=None,
+        key_holders=[holder],
+        writers=[holder],
+        relays=1,
+        hidden=[],
+    )
+    explanation = Explanation("waiting", [], where, [Search("t", found=[Record("t", 1, 1, "e", 1.0)])])
+    assert documented("## relay explain", "## relay parked") == names_of(EXPLAIN.as_data(explanation))
 
 
 # Links, files and tests

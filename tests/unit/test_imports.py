@@ -27,3 +27,12 @@ def test_writing_through_psycopg_does_not_load_sqlalchemy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["RLY-111", "False"]
+
+
+def test_a_revision_loads_nothing_but_alembic():
+    """The host's driver is its own affair, and Kafka has nothing to do with it."""
+    program = "import sys, relay.migrations; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "alembic" in loaded
+    assert not (FOREIGN - {"sqlalchemy"}) & loaded

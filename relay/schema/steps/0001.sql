@@ -372,4 +372,4 @@ REVOKE ALL ON ALL TABLES IN SCHEMA relay FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA relay FROM PUBLIC;
 
 -- The step notes itself, in its own transaction: whichever door runs it, the version is what is there.
-INSERT INTO relay.schema_version (version) VALUES (1);
+INSERT INTO relay.schema_version (version, oldest_code) VALUES (1, 1);

@@ -1,0 +1,227 @@
+"""`relay doctor`: each thing that can be wrong is found, named with its code, and hides nothing else."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from relay.config import load
+from relay.daemon.diagnosis import postgres as of_postgres
+from relay.daemon.diagnosis.examine import ORDER, examine
+from relay.daemon.diagnosis.finding import Finding
+from relay.schema.grants import grants
+from tests.support.commands import emit, relay
+from tests.support.kafka import KafkaCluster, fresh_topic
+from tests.support.postgres import bare_database, drop_database
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture
+def owner(database):
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def role(database, owner):
+    """A role with the rights of a relay, and what only that role would see."""
+    name = f"doctor-{database.rpartition('/')[2]}"
+    owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    owner.execute(grants([("relay", name)]))
+    yield name
+    owner.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+    owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def look(dsn: str, bootstrap: str = "") -> dict[str, Finding]:
+    """Findings by check; a topic's by its name. Without Kafka where it is not the question, which takes no time."""
+    found = examine(load({"RELAY_DATABASE_URL": dsn, "RELAY_KAFKA_BOOTSTRAP_SERVERS": bootstrap}))
+    assert all((finding.state == "ok") == (not finding.code) == (not finding.fix) for finding in found)
+    return {finding.subject or finding.check: finding for finding in found}
+
+
+def seen(findings: dict[str, Finding], name: str) -> tuple[str, str]:
+    return findings[name].state, findings[name].code
+
+
+def test_a_healthy_place_is_healthy(database, kafka, owner, role):
+    """With the rights that are printed, nothing fails, and each check has its line."""
+    topic = fresh_topic(kafka)
+    emit(owner, "k", "x", topic=topic)
+    settings = {
+        "RELAY_DATABASE_URL": database.replace("postgres@", f"{role}@"),
+        "RELAY_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+    }
+    said = relay("doctor", "--json", settings=settings)
+    found = json.loads(said.stdout)
+    assert said.returncode == 0, said.stdout
+    assert {finding["check"] for finding in found} == set(ORDER)
+    assert not [finding for finding in found if finding["state"] == "failed"]
+    # One broker keeps one copy, and nobody has called touch yet.
+    not_ok = {(finding["subject"], finding["code"]) for finding in found if finding["state"] == "warning"}
+    assert not_ok <= {(topic, "RLY-814"), ("relay.changes", "RLY-702"), ("relay.changes", "RLY-814")}
+    text = relay("doctor", settings=settings)
+    assert text.returncode == 0
+    assert f"topic         {topic}: " in text.stdout
+    assert "\x1b" not in text.stdout
+    assert max(map(len, text.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "hanging"])
+def test_it_ends_within_five_seconds_when_everything_is_down(silent):
+    """Whether nobody listens, or whoever listens never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        place = f"127.0.0.1:{hole.getsockname()[1]}" if silent else NOWHERE
+        settings = {"RELAY_DATABASE_URL": f"postgresql://x@{place}/x", "RELAY_KAFKA_BOOTSTRAP_SERVERS": place}
+        started = time.monotonic()
+        said = relay("doctor", "--json", settings=settings)
+        took = time.monotonic() - started
+    found = {finding["check"]: finding for finding in json.loads(said.stdout)}
+    assert said.returncode == 1
+    assert took < 5
+    assert (found["database"]["state"], found["database"]["code"]) == ("failed", "RLY-301")
+    assert (found["kafka"]["state"], found["kafka"]["code"]) == ("failed", "RLY-304")
+    assert set(found) == set(ORDER)
+    assert {found[check]["state"] for check in set(ORDER) - {"settings", "database", "kafka"}} == {"unknown"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({}, "RLY-201"),
+        ({"RELAY_DATABASE_URI": "x"}, "RLY-202"),
+        (
+            {"RELAY_DATABASE_URL": "postgresql://x@h/d", "RELAY_KAFKA_BOOTSTRAP_SERVERS": "h", "RELAY_KAFKA__X": "1"},
+            "RLY-206",
+        ),
+    ],
+)
+def test_wrong_settings_are_a_finding(settings, code):
+    """And no reason to say nothing else."""
+    said = relay("doctor", "--json", settings=settings)
+    found = json.loads(said.stdout)
+    assert said.returncode == 1
+    assert code in {finding["code"] for finding in found if finding["check"] == "settings"}
+    assert {finding["check"] for finding in found} == set(ORDER)
+
+
+def test_a_role_that_does_not_exist_and_a_database_that_does_not(database):
+    findings = look(database.replace("postgres@", "nobody-we-know@"))
+    assert seen(findings, "database") == ("failed", "RLY-302")
+    assert seen(findings, "grants") == ("unknown", "RLY-809")
+    assert seen(look(database + "-gone"), "database") == ("failed", "RLY-301")
+
+
+def test_a_database_without_the_schema(pg):
+    dsn = bare_database(pg)
+    try:
+        findings = look(dsn)
+        assert seen(findings, "schema") == ("failed", "RLY-401")
+        assert seen(findings, "clock") == ("ok", "")
+    finally:
+        drop_database(pg, dsn)
+
+
+def test_a_role_without_rights_is_told_which(database, owner, role):
+    dsn = database.replace("postgres@", f"{role}@")
+    owner.execute(sql.SQL("REVOKE DELETE ON relay.outbox FROM {}").format(sql.Identifier(role)))
+    findings = look(dsn)
+    assert seen(findings, "grants") == ("failed", "RLY-501")
+    assert findings["grants"].found == "this role lacks SELECT, DELETE on relay.outbox"
+    owner.execute(sql.SQL("REVOKE USAGE ON SCHEMA relay FROM {}").format(sql.Identifier(role)))
+    assert seen(look(dsn), "grants") == ("failed", "RLY-501")
+
+
+def test_what_the_server_sets_for_the_role(database, owner, role):
+    """Read-only transactions, short time-outs, and commits that are not written down."""
+    for setting in ("default_transaction_read_only = on", "statement_timeout = '2s'", "synchronous_commit = off"):
+        owner.execute(sql.SQL("ALTER ROLE {} SET " + setting).format(sql.Identifier(role)))
+    findings = look(database.replace("postgres@", f"{role}@"))
+    assert seen(findings, "primary") == ("failed", "RLY-303")
+    assert seen(findings, "timeouts") == ("warning", "RLY-805")
+    assert "statement_timeout is 2 s" in findings["timeouts"].found
+    assert seen(findings, "durability") == ("warning", "RLY-806")
+    # What is wrong with one does not hide the others.
+    assert seen(findings, "schema") == seen(findings, "grants") == ("ok", "")
+
+
+def test_a_lane_that_is_gone_and_an_outbox_that_nobody_vacuums(database, owner):
+    owner.execute("DELETE FROM relay.lane WHERE lane = 7")
+    owner.execute("ALTER TABLE relay.outbox SET (autovacuum_enabled = false)")
+    findings = look(database)
+    assert seen(findings, "lanes") == ("failed", "RLY-802")
+    assert seen(findings, "autovacuum") == ("warning", "RLY-808")
+
+
+def test_a_transaction_that_holds_back_vacuum_is_named(database, role, monkeypatch):
+    """By its session and its age; to a role that may not see other roles' sessions that is unknown, and not well."""
+    monkeypatch.setattr(of_postgres, "OLD_SECONDS", 0.01)
+    with psycopg.connect(database, application_name="nightly report") as forgotten:
+        forgotten.execute("SELECT pg_current_xact_id()")
+        findings = look(database)
+        assert seen(findings, "vacuum") == ("warning", "RLY-807")
+        assert (
+            f"transaction of nightly report (pid {forgotten.info.backend_pid}, role postgres, idle in transaction)"
+            in (findings["vacuum"].found)
+        )
+        assert seen(look(database.replace("postgres@", f"{role}@")), "vacuum") == ("unknown", "RLY-809")
+    assert seen(look(database), "vacuum") == ("ok", "")
+
+
+def test_limits_that_this_machine_does_not_reach(database, monkeypatch):
+    """Clocks apart, little room for locks, a way that is not encrypted."""
+    now = time.time
+    monkeypatch.setattr(of_postgres.time, "time", lambda: now() + 90)
+    monkeypatch.setattr(of_postgres, "LOCKS_MIN", 1_000_000)
+    monkeypatch.setattr(of_postgres, "_is_local", lambda host: False)
+    findings = look(database)
+    assert seen(findings, "clock") == ("warning", "RLY-804")
+    assert findings["clock"].found.startswith("90.")
+    assert seen(findings, "locks") == ("warning", "RLY-810")
+    assert seen(findings, "encryption") == ("warning", "RLY-801")
+
+
+def test_a_check_that_would_wait_for_a_lock_gives_up_alone(database, owner):
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE relay.lane IN ACCESS EXCLUSIVE MODE")
+        findings = look(database)
+    assert seen(findings, "lanes") == ("unknown", "RLY-809")
+    assert seen(findings, "autovacuum") == ("ok", "")
+
+
+def test_topics_that_are_missing_or_take_less_than_the_outbox(database, kafka, owner):
+    """Those in which events wait are needed now. Looking creates none."""
+    small = fresh_topic(kafka, config={"max.message.bytes": "2000"})
+    for topic in (small, "absent"):
+        emit(owner, "k", "x", topic=topic)
+    findings = look(database, kafka.bootstrap)
+    assert seen(findings, "kafka") == seen(findings, "listeners") == ("ok", "")
+    assert seen(findings, "absent") == ("failed", "RLY-702")
+    assert findings["relay.changes"].state == "warning"
+    codes = {f.code for f in examine(load(_settings(database, kafka.bootstrap))) if f.subject == small}
+    assert codes == {"RLY-812", "RLY-814"}
+    assert seen(look(database, kafka.bootstrap), "absent") == ("failed", "RLY-702")
+
+
+def _settings(dsn: str, bootstrap: str) -> dict[str, str]:
+    return {"RELAY_DATABASE_URL": dsn, "RELAY_KAFKA_BOOTSTRAP_SERVERS": bootstrap}
+
+
+def test_a_broker_that_is_not_where_it_says_it_is_and_topics_short_of_replicas(database, owner):
+    """The first address answers, the one that the cluster then names does not. Two replicas are wanted, one is up."""
+    with KafkaCluster(proxied=True) as cluster:
+        cluster.create_topic("orders", config={"min.insync.replicas": "2"})
+        emit(owner, "k", "x", topic="orders")
+        cluster.proxies[0].refuse()
+        findings = look(database, f"127.0.0.1:{cluster.brokers[0].client_port}")
+        assert seen(findings, "kafka") == ("ok", "")
+        assert seen(findings, "listeners") == ("failed", "RLY-811")
+        assert f"127.0.0.1:{cluster.proxies[0].port}" in findings["listeners"].found
+        cluster.proxies[0].accept()
+        assert seen(look(database, cluster.bootstrap), "orders") == ("failed", "RLY-813")

@@ -1,0 +1,61 @@
+"""Every command reads well: help within 80 columns, completion that answers, and --json on whatever reports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from relay.cli.completion import SHELLS
+from relay.cli.main import cli
+from tests.support.documents import commands
+
+GROUPS = {"relay": cli} | {
+    f"relay {name}": command for name, command in cli.commands.items() if isinstance(command, click.Group)
+}
+ACTS = {"relay demo", "relay run", "relay db sql", "relay db grants", "relay completion"}
+"""They do something, or print something that is for another program as it is."""
+
+
+@pytest.mark.parametrize("path", [*GROUPS, *(path for path, _ in commands())])
+def test_help_fits_the_terminal_and_says_something(path):
+    """80 columns are enough for every help text."""
+    said = CliRunner().invoke(cli, [*path.split()[1:], "--help"], terminal_width=80)
+    assert said.exit_code == 0
+    lines = said.output.splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    assert any(line.strip() and not line.startswith("Usage") for line in lines)
+    assert "\x1b" not in said.output
+
+
+def test_whatever_reports_has_json():
+    """A script must not have to read sentences."""
+    without = {path for path, command in commands() if not any("--json" in option.opts for option in command.params)}
+    assert without - ACTS <= {"relay db upgrade"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_completion_script_names_the_command_and_the_variable(shell):
+    """What the shell evaluates."""
+    said = CliRunner().invoke(cli, ["completion", shell])
+    assert said.exit_code == 0
+    assert "_RELAY_COMPLETE" in said.output
+    assert "relay" in said.output
+
+
+@pytest.mark.parametrize(
+    ("words", "word", "answers"),
+    [("relay pa", 1, {"parked"}), ("relay parked re", 2, {"retry"}), ("relay status --j", 2, {"--json"})],
+)
+def test_completion_answers(words, word, answers):
+    """As bash asks: with the words in the environment, from the program that it is asked for."""
+    program = "import sys; sys.argv[0] = 'relay'; from relay.__main__ import main; main()"
+    asked = {"_RELAY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(word)}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert {line.partition(",")[2] for line in said.stdout.split()} == answers, said.stderr
