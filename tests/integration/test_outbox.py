@@ -766,3 +766,14 @@ def test_namesakes_in_the_callers_search_path_gain_nothing(any_database, schema)
             write_each_way(connection)
     assert len(outbox(any_database)) == 4
     assert query(any_database, "SELECT entity, id, version FROM relay.entity_version") == [("user", "1", 1)]
+
+
+def test_ids_of_events_differ_even_if_sessions_draw_the_same_random_numbers(any_database):
+    """An application may call setseed(); what consumers take for a repeat must be one all the same."""
+    ids: list[UUID] = []
+    for _ in range(3):
+        with psycopg.connect(any_database) as connection:
+            connection.execute("SELECT setseed(0.5)")
+            ids += emit_many(connection, [Event("t", "k", "x")] * 500)
+    assert len(set(ids)) == 1500
+    assert {id_.version for id_ in ids} == {8}
