@@ -179,6 +179,8 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     refused = {f"refused[].{name}" for name in re.findall(r'"([a-z]+)": ', say) if name not in ("moved", "refused")}
     assert documented("generated: cli parked drop", "## relay config") == fields_of_say | refused
     assert documented("## relay config", "## relay completion") == set(CONFIG.Line._fields)
+    assert documented("generated: cli db upgrade", "generated: cli db check") == {"steps"}
+    assert 'json.dumps({"steps": steps})' in inspect.getsource(COMMANDS["relay db upgrade"])
     assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for"}
     revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
     assert documented("generated: cli db revision", "generated: cli db sql") == revision
