@@ -46,6 +46,8 @@ GRANT SELECT ON relay.schema_version, relay.lane TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic, parked_at, policy, waits, code, reason, attempts, overtaken_at)
     ON relay.parked TO {role};
+GRANT SELECT ON relay.captures TO {role};
+GRANT EXECUTE ON FUNCTION relay.capture_tree(regclass) TO {role};
 """
 
 # Reads what is parked, content included (`relay parked show --reveal`), and changes it through one function only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import drain, idle, latency, memory, track, writers
+from tests.bench import capture, drain, idle, latency, memory, track, writers
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "memory": memory.memory,
     "writers": writers.writers,
     "track": track.tracking,
+    "capture": capture.capture,
 }
 
 
