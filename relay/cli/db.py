@@ -22,9 +22,13 @@ def db() -> None:
 
 
 @db.command()
-def upgrade() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def upgrade(as_json: bool) -> None:
     """Create or upgrade the schema. Idempotent; safe from many processes at once."""
     steps = run_upgrade(require_database(settings()))
+    if as_json:
+        click.echo(json.dumps({"steps": steps}))
+        return
     done = f"upgraded to version {steps[-1]}" if steps else f"already at version {VERSION}"
     click.echo(f"schema relay: {done}")
 

@@ -57,6 +57,7 @@ def cli() -> None:
 
 def register() -> None:
     """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
+    from relay.cli.capture import capture
     from relay.cli.completion import completion
     from relay.cli.config import config
     from relay.cli.db import db
@@ -68,7 +69,7 @@ def register() -> None:
     from relay.cli.status import status
     from relay.cli.top import top
 
-    for command in (demo, db, run, doctor, status, top, explain, parked, config, completion):
+    for command in (demo, db, run, doctor, status, top, explain, parked, capture, config, completion):
         cli.add_command(command)
 
 

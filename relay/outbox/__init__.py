@@ -5,10 +5,13 @@
         touch(session, "user", user.id)
 
 `touch` announces that an entity changed and gives back its new version; `emit` writes any event. Both run one
-statement in the transaction of the session you pass in, and need nothing but that session's own library.
+statement in the transaction of the session you pass in, and need nothing but that session's own library. `track` lets
+the unit of work call `touch` for every change of a mapped class.
 """
 
+from relay.outbox.changes import Change, touch_many
 from relay.outbox.events import Event
+from relay.outbox.tracked import track, untrack, version_of
 from relay.outbox.writer import emit, emit_many, touch
 
-__all__ = ["Event", "emit", "emit_many", "touch"]
+__all__ = ["Change", "Event", "emit", "emit_many", "touch", "touch_many", "track", "untrack", "version_of"]

@@ -135,7 +135,7 @@ def _text(value: object, code: str, what: str, fix: str) -> str:
     """The value as an exact str: drivers take an Enum that is also a str by the name of its member."""
     if not isinstance(value, str):
         raise EventError(code, f"{what} is of type {_name(value)}, not str", fix)
-    if "\x00" in value or not _is_unicode(value):
+    if "\x00" in value or not is_unicode(value):
         raise EventError(code, f"{what} holds a NUL character or half of a surrogate pair", "remove that character")
     return str.__str__(value)
 
@@ -147,7 +147,7 @@ def _payload(payload: object) -> tuple[bytes | None, str | None]:
         case bytes():
             return bytes(payload), "application/octet-stream"
         case str():
-            if not _is_unicode(payload):
+            if not is_unicode(payload):
                 raise EventError("RLY-110", "the payload holds half of a surrogate pair", "pass valid text or bytes")
             return payload.encode(), "text/plain; charset=utf-8"
         case dict() | list():
@@ -173,7 +173,7 @@ def _dumps(value: object) -> str | None:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
         return None
-    return text if _is_unicode(text) else None
+    return text if is_unicode(text) else None
 
 
 def _leaves(value: object, path: str = "$", depth: int = 0) -> Iterator[tuple[str, object]]:
@@ -210,7 +210,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _PATH_MAX else text[:_PATH_MAX] + "..."
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether UTF-8 has a form for it: a Python str may hold half of a surrogate pair."""
     try:
         text.encode()

@@ -81,7 +81,7 @@ def run(session: AnySession | AnyAsyncSession, request: Request[T]) -> T | Await
 
 def _run_session(session: Any, request: Request[T]) -> T:
     connection = session.connection()
-    _refuse_unfit(connection)
+    refuse_unfit(connection)
     # Before the event, never after it, and in no_autoflush blocks too: the flush takes the lock of the entity's row,
     # and only then may the event's id be drawn. The other way round, a second writer could draw its id later and yet
     # change the row earlier: the last event would tell of a state that is no longer the row's. Two writers could also
@@ -95,7 +95,7 @@ def _run_scoped_session(scope: Any, request: Request[T]) -> T:
 
 
 def _run_connection(connection: Any, request: Request[T]) -> T:
-    _refuse_unfit(connection)
+    refuse_unfit(connection)
     try:
         value = connection.execute(_text(request.statement), request.parameters).scalar_one()
     except Exception as error:
@@ -160,7 +160,7 @@ def _cursor(kind: str, connection: Any) -> Any:
     return getattr(sys.modules["psycopg"], kind)(connection, row_factory=row_factory)
 
 
-def _refuse_unfit(connection: Any) -> None:
+def refuse_unfit(connection: Any) -> None:
     """As `_refuse_idle`, for SQLAlchemy, whose own `in_transaction()` is true in AUTOCOMMIT as well.
 
     `autocommit` is asked of the DBAPI's face, on which SQLAlchemy sets it, and the state of the transaction of the

@@ -2,7 +2,7 @@
 
 | role | may | may not |
 |---|---|---|
-| writer | call emit, emit_many and touch | read or change any table of the schema, call anything else |
+| writer | call emit, emit_many, touch and touch_many | read or change any table of the schema, call anything else |
 | relay | lock lanes, read and delete events, park them | insert or change events, delete parked ones, any DDL |
 | monitor | read everything but keys, headers, payloads | change anything, read content |
 | admin | read parked events, retry and drop them | change what is in an event, publish one of its own |
@@ -26,7 +26,9 @@ WRITER: LiteralString = """\
 GRANT EXECUTE ON FUNCTION relay.append_event(text, text, bytea, jsonb, text, boolean),
     relay.emit(text, text, bytea, jsonb), relay.emit(text, text, text, jsonb),
     relay.emit(text, text, jsonb, jsonb), relay.emit_many(text[], text[], bytea[], jsonb[], boolean),
-    relay.touch(text, text, text, text, jsonb, jsonb) TO {role};
+    relay.touch(text, text, text, text, jsonb, jsonb),
+    relay.touch_many(text[], text[], text[], text[], jsonb[], jsonb),
+    relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[]) TO {role};
 """
 
 # FOR UPDATE needs UPDATE of some column: that of the counter. Nothing may be inserted into the outbox or changed in it.
@@ -44,6 +46,8 @@ GRANT SELECT ON relay.schema_version, relay.lane TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic, parked_at, policy, waits, code, reason, attempts, overtaken_at)
     ON relay.parked TO {role};
+GRANT SELECT ON relay.captures TO {role};
+GRANT EXECUTE ON FUNCTION relay.capture_tree(regclass) TO {role};
 """
 
 # Reads what is parked, content included (`relay parked show --reveal`), and changes it through one function only.

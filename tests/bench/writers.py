@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from relay.demo.postgres import EmbeddedPostgres
 from tests.bench.parts import SCALE, Bench, bench, execute, median, report
 from tests.support.relay_process import NOTHING, RelayProcess
 
@@ -65,9 +66,14 @@ def milliseconds(setup: Bench, kind: str, folder: Path) -> float:
     """The mean latency of a transaction: pgbench, prepared statements, a closed loop of all clients."""
     script = folder / f"{kind.replace(' ', '-')}.sql"
     script.write_text(f"\\set id random(1, {ACCOUNTS})\n{KINDS[kind]}\n")
-    command = [str(setup.postgres.bin_dir / "pgbench"), "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2"]
+    return pgbench(setup.postgres, setup.dsn, script)
+
+
+def pgbench(postgres: EmbeddedPostgres, dsn: str, script: Path) -> float:
+    """The mean latency of a script's transaction in milliseconds, in one short round."""
+    command = [str(postgres.bin_dir / "pgbench"), "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2"]
     done = subprocess.run(
-        [*command, "-T", str(ROUND_SECONDS), "-f", str(script), setup.dsn], capture_output=True, text=True, check=False
+        [*command, "-T", str(ROUND_SECONDS), "-f", str(script), dsn], capture_output=True, text=True, check=False
     )
     found = re.search(r"latency average = ([\d.]+) ms", done.stdout)
     failed = re.search(r"number of failed transactions: (\d+)", done.stdout)

@@ -41,6 +41,8 @@ def test_writers_and_relays_keep_the_promise_through_a_pooler(through, kafka):
         run.let_write(100)
         run.fleet.relays[0].kill9()
         run.let_write(150)
+        # A statement that met another client's session would cost a connection, and be repaired by a new one.
+        assert not [relay.said() for relay in run.fleet.relays if relay.events("database.lost")]
 
     verdict = scenario.run(
         through, kafka.bootstrap, topics, relays=2, writers=3, nemesis=kill_one, mix=Mix(prepares=False)

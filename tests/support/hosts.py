@@ -1,4 +1,5 @@
-"""Projects that have an Alembic history before they have Relay: copies of tests/hosts, driven as their owners do."""
+"""Projects that have an Alembic history before they have Relay: copies of tests/hosts and of examples/, driven as their
+owners do."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from relay.migrations.revision import IMPORT
 from tests.support.commands import NOTHING, relay
 
 HOSTS = Path(__file__).parents[1] / "hosts"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: Several commands in one process, because starting one costs more than most of them do.
 ALEMBIC = "import json, sys; from alembic.config import main; [main(argv) for argv in json.loads(sys.argv[1])]"
 
-DRIVERS = {"plain": "psycopg", "awkward": "asyncpg"}
+DRIVERS = {"plain": "psycopg", "awkward": "asyncpg", "fastapi_async": "asyncpg", "sync_service": "psycopg"}
 
 TABLES = """\
 SELECT n.nspname, c.relname, c.oid::bigint, pg_relation_filenode(c.oid)::bigint
@@ -37,12 +40,17 @@ ROWS = "SELECT count(*), md5(string_agg(t::text || t.xmin::text, ',' ORDER BY t.
 class Host:
     """A copy of one project, and the database that it works on."""
 
-    def __init__(self, name: str, where: Path, dsn: str) -> None:
+    def __init__(self, name: str, where: Path, dsn: str, *, of: Path = HOSTS) -> None:
         self.name = name
         self.root = where / name
         self.dsn = dsn
+        self.original = of / name
         self._driver = DRIVERS[name]
-        shutil.copytree(HOSTS / name, self.root, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(self.original, self.root, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def url(self, dsn: str) -> str:
+        """The address with the driver that the project takes."""
+        return dsn.replace("postgresql://", f"postgresql+{self._driver}://")
 
     def alembic(
         self, *commands: Sequence[str], dsn: str | None = None, code: Mapping[str, str] = NOTHING
@@ -52,11 +60,16 @@ class Host:
         Args:
             code: the environment of another release of Relay.
         """
-        url = (self.dsn if dsn is None else dsn).replace("postgresql://", f"postgresql+{self._driver}://")
+        return self.python(ALEMBIC, commands, dsn=dsn, code=code)
+
+    def python(
+        self, program: str, given: object, *, dsn: str | None = None, code: Mapping[str, str] = NOTHING
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program in the project, with what it is given as JSON."""
         return subprocess.run(
-            [sys.executable, "-c", ALEMBIC, json.dumps(commands)],
+            [sys.executable, "-c", program, json.dumps(given)],
             cwd=self.root,
-            env={**os.environ, "DATABASE_URL": url, **code},
+            env={**os.environ, "DATABASE_URL": self.url(self.dsn if dsn is None else dsn), **code},
             capture_output=True,
             text=True,
             check=False,
@@ -83,22 +96,11 @@ class Host:
 
     def files(self) -> set[Path]:
         """All files of the project, without what Python leaves."""
-        return {
-            path.relative_to(self.root)
-            for path in self.root.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
-        }
+        return _files(self.root)
 
     def changed_lines(self) -> int:
-        """How many lines of the files that the project had before are new or gone, a changed one counted once."""
-        count = 0
-        for original in (path for path in (HOSTS / self.name).rglob("*") if "__pycache__" not in path.parts):
-            if original.is_file():
-                now = (self.root / original.relative_to(HOSTS / self.name)).read_text().splitlines()
-                before = original.read_text().splitlines()
-                for kind, a, b, c, d in difflib.SequenceMatcher(None, before, now, autojunk=False).get_opcodes():
-                    count += max(b - a, d - c) if kind != "equal" else 0
-        return count
+        """How many lines are new or gone since it was copied, a changed one counted once; without Relay's revisions."""
+        return changed_lines(self.original, self.root)
 
     def fill(self) -> None:
         """Rows in every table, as a service has them."""
@@ -112,6 +114,22 @@ class Host:
                 (*table, *connection.execute(sql.SQL(ROWS).format(sql.Identifier(*table[:2]))).fetchone())
                 for table in connection.execute(TABLES).fetchall()
             ]
+
+
+def changed_lines(before: Path, after: Path) -> int:
+    """How many lines differ, in files that came or went too, but for the revisions that `relay db revision` writes."""
+    count = 0
+    for path in _files(before) | _files(after):
+        was, now = ((root / path).read_text() if (root / path).is_file() else "" for root in (before, after))
+        if IMPORT not in was + now:
+            matcher = difflib.SequenceMatcher(None, was.splitlines(), now.splitlines(), autojunk=False)
+            count += sum(max(b - a, d - c) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal")
+    return count
+
+
+def _files(root: Path) -> set[Path]:
+    found = (path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(root) for path in found}
 
 
 def next_release(

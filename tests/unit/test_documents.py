@@ -23,6 +23,7 @@ from relay.daemon.parked import ParkedEvent
 from relay.daemon.sightings import Record, Search
 from relay.daemon.whereabouts import Aside, Holder, Waiting, Whereabouts
 from relay.errors import CODES
+from relay.schema.capture import Captured
 from relay.migrations.revision import Revision
 from tests.support.documents import DOCS, MARKED, ROOT, commands, documents, log_rows, rendered
 
@@ -177,8 +178,11 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     say = inspect.getsource(PARKED._say)
     fields_of_say = {"retried", "dropped", *re.findall(r'"(moved|refused)":', say)}
     refused = {f"refused[].{name}" for name in re.findall(r'"([a-z]+)": ', say) if name not in ("moved", "refused")}
-    assert documented("generated: cli parked drop", "## relay config") == fields_of_say | refused
+    assert documented("generated: cli parked drop", "## relay capture") == fields_of_say | refused
+    assert documented("generated: cli capture list", "## relay config") == {spec.name for spec in fields(Captured)}
     assert documented("## relay config", "## relay completion") == set(CONFIG.Line._fields)
+    assert documented("generated: cli db upgrade", "generated: cli db check") == {"steps"}
+    assert 'json.dumps({"steps": steps})' in inspect.getsource(COMMANDS["relay db upgrade"])
     assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for"}
     revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
     assert documented("generated: cli db revision", "generated: cli db sql") == revision

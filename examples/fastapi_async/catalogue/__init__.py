@@ -1,0 +1,1 @@
+"""A catalogue of products, and orders of them."""

@@ -1,0 +1,1 @@
+"""Accounts, their plans, and what they owe for them."""

@@ -1,0 +1,1 @@
+"""Entity changes from SQLAlchemy's unit of work. Imported by the first `track`, since it needs SQLAlchemy itself."""
