@@ -1,7 +1,8 @@
 """Named places at which a test may kill, stop or fail this process. Nothing happens unless RELAY_FAILPOINTS is set.
 
 `RELAY_FAILPOINTS="after_ack=kill@7,after_claim=stop"`: at the seventh passing of `after_ack` SIGKILL to ourselves, at
-the first of `after_claim` SIGSTOP. Actions: kill, stop, raise, exit, sleep:SECONDS.
+the first of `after_claim` SIGSTOP. Actions: kill, stop, raise, exit, sleep:SECONDS, and stop:SECONDS, which lets
+librdkafka's threads finish what they have been given before they stand still as well.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def _act(action: str) -> None:
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "stop":
+        time.sleep(float(argument or 0))
         os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "exit":
         os._exit(70)

@@ -57,7 +57,7 @@ def test_a_relay_frozen_at_any_step_keeps_the_promise(any_database, kafka, point
         [fresh_topic(kafka)],
         relays=relays,
         nemesis=nemesis.frozen_at_failpoint(TAKEOVER_SECONDS),
-        failpoints=at(point, "stop"),
+        failpoints=at(point, nemesis.stop_at(point)),
         settings=SHORT | SMALL,
         mix=FAST,
     )

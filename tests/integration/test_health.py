@@ -18,7 +18,7 @@ from relay.config import Daemon, Database, Settings
 from relay.daemon.relay import Relay
 from relay.health import Answer, Health
 from relay.metrics import Metrics
-from tests.support import scenario
+from tests.support import nemesis, scenario
 from tests.support.kafka import KafkaCluster
 from tests.support.proxy import TcpProxy
 from tests.support.relay_process import SHORT, RelayProcess, eventually
@@ -120,8 +120,9 @@ def test_while_kafka_is_away_a_relay_is_alive_and_not_ready(database):
             assert relay.metric("relay_kafka_up") == 0
             time.sleep(0.2)
         assert relay.metric("relay_kafka_losses_total") == 1
-        assert relay.metric("relay_units_total") == 1
-        assert 'relay_units_total{outcome="held"} 1.0' in relay.get("/metrics")[1]
+        # Another worker may have claimed the event in the moment before the first one said that Kafka is away.
+        assert 1 <= relay.metric("relay_units_total") <= nemesis.UNITS
+        assert 'relay_units_total{outcome="settled"}' not in relay.get("/metrics")[1]
         assert scenario.ask(database, "SELECT count(*) FROM relay.outbox") == 1
         assert relay.stop() == 0
 

@@ -9,7 +9,8 @@ from tests.support.kafka import fresh_topic
 from tests.support.relay_process import SHORT, RelayProcess, eventually
 from tests.support.workload import Mix
 
-SETTINGS = {**SHORT, "RELAY_DAEMON__ROWS_MAX": "20"}
+# One unit, so that no other worker is handing over rows in the moment in which its process stands still.
+SETTINGS = {**SHORT, "RELAY_DAEMON__ROWS_MAX": "20", "RELAY_DAEMON__UNITS_IN_FLIGHT": "1"}
 SENDING = """\
 SELECT count(*) FROM pg_stat_activity
 WHERE application_name LIKE 'relay worker%' AND state = 'active' AND wait_event = 'ClientWrite'"""
@@ -35,7 +36,7 @@ def test_the_lanes_of_a_frozen_relay_are_taken_over_and_it_sends_no_more_when_it
         relays=2,
         nemesis=frozen,
         settings=SETTINGS,
-        failpoints=f"{point}=stop@5",
+        failpoints=f"{point}={nemesis.stop_at(point)}@5",
         mix=Mix(per_second=100),
     )
 

@@ -73,6 +73,15 @@ def freeze_at_random(seconds: float, times: int = 3) -> scenario.Nemesis:
     return nemesis
 
 
+def stop_at(point: str) -> str:
+    """The action that freezes a relay at a failpoint.
+
+    What it was just handing over when it froze may arrive late, which docs/GUARANTEES.md says. After it has produced it
+    stands still a moment later, so that the test is about what it promises.
+    """
+    return "stop:0.3" if point == "after_produce" else "stop"
+
+
 def frozen_at_failpoint(takeover_seconds: float) -> scenario.Nemesis:
     """Waits until the armed relay has stopped itself, sees its lanes taken over, and wakes it up."""
 
