@@ -29,6 +29,24 @@ def test_writing_through_psycopg_does_not_load_sqlalchemy():
     assert done.stdout.split() == ["RLY-111", "False"]
 
 
+def test_tracking_a_class_needs_no_greenlet():
+    """SQLAlchemy's asyncio needs greenlet, which a synchronous service has no reason to install."""
+    program = (
+        "import sys\n"
+        "sys.modules['greenlet'] = None\n"
+        "from sqlalchemy import Integer, Column\n"
+        "from sqlalchemy.orm import Session, declarative_base\n"
+        "from relay.outbox import track, version_of\n"
+        "class User(declarative_base()):\n"
+        "    __tablename__ = 'users'\n"
+        "    id = Column(Integer, primary_key=True)\n"
+        "track(User)\n"
+        "print(version_of(Session(), User(id=1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None"]
+
+
 def test_a_revision_loads_nothing_but_alembic():
     """The host's driver is its own affair, and Kafka has nothing to do with it."""
     program = "import sys, relay.migrations; print(*{name.split('.')[0] for name in sys.modules})"

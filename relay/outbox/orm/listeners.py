@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from sqlalchemy import Engine, event, inspect
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import InstanceState, Mapper, Session, scoped_session
 
 from relay.errors import EventError
@@ -63,10 +63,14 @@ def version_of(session: Any, instance: object) -> int | None:
 
 
 def _plain(session: Any) -> Session:
-    """The session behind a scoped or an asynchronous one."""
-    if isinstance(session, scoped_session | async_scoped_session):
+    """The session behind a scoped or an asynchronous one.
+
+    Only who has loaded SQLAlchemy's asyncio can pass one of its sessions; it needs greenlet, which others may lack.
+    """
+    asynchronous = sys.modules.get("sqlalchemy.ext.asyncio")
+    if isinstance(session, scoped_session) or (asynchronous and isinstance(session, asynchronous.async_scoped_session)):
         session = session()
-    if isinstance(session, AsyncSession):
+    if asynchronous and isinstance(session, asynchronous.AsyncSession):
         session = session.sync_session
     if not isinstance(session, Session):
         raise EventError("RLY-111", f"a {type(session).__name__} has no tracked objects", "pass a session of the ORM")
