@@ -24,7 +24,7 @@ TABLES = click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
 
 @click.group()
 def capture() -> None:
-    """Triggers that turn the changes of a table into events: add, remove, list."""
+    """Triggers that turn the changes of a table into events."""
 
 
 @capture.command()
@@ -92,7 +92,7 @@ def remove(tables: tuple[str, ...], as_sql: bool, as_json: bool) -> None:
         click.echo(f"{table} is captured no more{_and_parts(len(names) - 1)}")
 
 
-@capture.command("list")
+@capture.command("list", short_help="List captured tables, and whether all of them is covered.")
 @JSON_OPTION
 def list_(as_json: bool) -> None:
     """List captured tables: as which entity, by which key, and whether all of it is covered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from relay.daemon.properties import check_properties
 from relay.database import masked, parse
 from relay.errors import RelayError
 
+WIDTH = 80
 KAFKA_SECRET = re.compile(r"password|secret|\.pem$|jaas|assertion|token|oauthbearer\.config|credential|passphrase")
 """Properties whose values are not shown: rather one too many."""
 
@@ -32,7 +34,7 @@ def config() -> None:
     """The settings of this process."""
 
 
-@config.command()
+@config.command(short_help="Show every setting with value and origin.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of name, value, origin.")
 def check(as_json: bool) -> None:
     """Show every setting with value and origin; exit code 6 if `relay run` would refuse one. Connects to nothing."""
@@ -45,7 +47,7 @@ def check(as_json: bool) -> None:
     else:
         width = max(len(line.name) for line in lines)
         for line in lines:
-            click.echo(f"{line.name:{width}}  {_text(line.value)}  ({line.origin})")
+            click.echo(_shown(line, width))
     if refusal:
         raise refusal
 
@@ -77,6 +79,16 @@ def _lines(settings: Settings, origins: dict[str, str], *, hidden: bool) -> list
         shown = "***" if KAFKA_SECRET.search(name) or (hidden and is_given) else value
         lines.append(Line(f"kafka.{name}", shown, origins.get(f"kafka.{name}", "default")))
     return lines
+
+
+def _shown(line: Line, width: int) -> str:
+    """One line of a terminal; where it does not fit one, the name with value and origin below it."""
+    value, origin = _text(line.value), f"({line.origin})"
+    whole = f"{line.name:{width}}  {value}  {origin}"
+    if len(whole) <= WIDTH:
+        return whole
+    below = textwrap.TextWrapper(WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join([line.name, *below.wrap(value), *below.wrap(origin)])
 
 
 def _text(value: object) -> str:

@@ -33,7 +33,7 @@ def upgrade(as_json: bool) -> None:
     click.echo(f"schema relay: {done}")
 
 
-@db.command()
+@db.command(short_help="Say whether the schema fits this version of Relay.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def check(as_json: bool) -> None:
     """Say whether the schema fits this version of Relay: exit code 0, or 4 with the reason."""
@@ -91,7 +91,7 @@ def revision(
 @click.option("--from", "after", type=click.IntRange(0, VERSION), default=0, help="The version that is there.")
 @click.option("--to", "upto", type=click.IntRange(1, VERSION), default=VERSION, help="The version to reach.")
 def sql(after: int, upto: int) -> None:
-    """Print the same as plain SQL. Needs no connection."""
+    """Print the schema as plain SQL, in one transaction. Needs no connection."""
     if after >= upto:
         raise click.UsageError(f"nothing leads from version {after} to {upto}")
     click.echo(script(after, upto), nl=False)

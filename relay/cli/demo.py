@@ -8,7 +8,7 @@ import sys
 import click
 
 
-@click.command()
+@click.command(short_help="Watch events survive kill -9, outages and crashes.")
 @click.option("--script", is_flag=True, help="Play all faults in a fixed order, even on a terminal.")
 def demo(script: bool) -> None:
     """Watch events survive kill -9, a frozen relay, an outage of Kafka and a crash of Postgres.

@@ -20,7 +20,7 @@ MARGIN = 23
 """State and check stand before what was found."""
 
 
-@click.command()
+@click.command(short_help="Check whether it would work here, and say what to do.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object per check.")
 def doctor(as_json: bool) -> None:
     """Check settings, database and Kafka as `relay run` would meet them.

@@ -24,7 +24,7 @@ from relay.schema.install import require_version
 WIDTH = 80
 
 
-@click.command()
+@click.command(short_help="Say where an event is, and what it waits for.")
 @click.argument("event_id", type=click.UUID, required=False)
 @click.option("--key", help="All events of this key instead.")
 @click.option("--topic", help="The topic to look at; else all that settings name.")

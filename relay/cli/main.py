@@ -19,6 +19,10 @@ OPERATOR_DEADLINE_SECONDS = 60.0
 class Root(click.Group):
     """A group whose commands may raise RelayError."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are met, not in that of the alphabet."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; a RelayError ends the process with its line and its exit code."""
         try:
@@ -56,7 +60,7 @@ def cli() -> None:
 
 
 def register() -> None:
-    """Adds the commands. Here and nowhere else, so that help lists them in the order in which they are met."""
+    """Adds the commands. Here and nowhere else; help lists them in this order."""
     from relay.cli.capture import capture
     from relay.cli.completion import completion
     from relay.cli.config import config

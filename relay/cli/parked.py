@@ -43,7 +43,7 @@ def list_(topic: str | None, as_json: bool) -> None:
             click.echo(_line(event))
 
 
-@parked.command()
+@parked.command(short_help="Show one parked event; its content only with --reveal.")
 @click.argument("id", type=int)
 @click.option("--reveal", is_flag=True, help="Show key, header values and payload as well.")
 @JSON_OPTION
@@ -61,7 +61,7 @@ def show(id: int, reveal: bool, as_json: bool) -> None:
         click.echo(f"{name:14}  {_plain(value)}")
 
 
-@parked.command()
+@parked.command(short_help="Send parked events again.")
 @click.argument("id", type=int, required=False)
 @ALL_OPTION
 @TOPIC_OPTION

@@ -30,7 +30,7 @@ STYLES = {"bold": "\x1b[1m", "alarm": "\x1b[1;31m", "": ""}
 PLAIN = "\x1b[0m"
 
 
-@click.command()
+@click.command(short_help="Watch rates, backlog, lanes and open writers, live.")
 @click.option("--once", is_flag=True, help="One look as plain text, and exit; so does a pipe.")
 @click.option("--interval", type=click.FloatRange(0.2, 60), default=1, show_default=True, help="Seconds between looks.")
 @click.option("--no-color", is_flag=True, help="No colours; so does NO_COLOR.")

@@ -32,6 +32,27 @@ def test_help_fits_the_terminal_and_says_something(path):
     assert "\x1b" not in said.output
 
 
+@pytest.mark.parametrize("path", GROUPS)
+def test_every_command_of_a_list_has_a_whole_sentence(path):
+    """Who reads "Say where an event is: parked, in which lane,..." has to ask again."""
+    said = CliRunner().invoke(cli, [*path.split()[1:], "--help"], terminal_width=80)
+    assert "..." not in said.output.partition("Commands:")[2]
+
+
+def test_config_check_fits_the_terminal(monkeypatch, tmp_path):
+    """Names of hosts and files that are long take lines of their own, whole."""
+    hosts = "first-of-the-hosts.example.org,second-of-the-hosts.example.org"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RELAY_DATABASE_URL", f"postgresql://someone:hushhush@{hosts}/database?sslmode=verify-full")
+    monkeypatch.setenv("RELAY_KAFKA_BOOTSTRAP_SERVERS", hosts)
+    said = CliRunner().invoke(cli, ["config", "check"])
+    assert said.exit_code == 0, said.output
+    lines = said.output.splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    assert said.output.count(hosts) == 2
+    assert "hushhush" not in said.output
+
+
 def test_whatever_reports_has_json():
     """A script must not have to read sentences."""
     without = {path for path, command in commands() if not any("--json" in option.opts for option in command.params)}
