@@ -49,7 +49,9 @@ def explain(
     searches = (
         _search(loaded, where, wanted, topic=topic, records=records, seconds=seconds) if _asks_kafka(loaded) else []
     )
-    explanation = put_into_words(where, searches, by_key=key is not None, asks_kafka=_asks_kafka(loaded))
+    explanation = put_into_words(
+        where, searches, by_key=key is not None, asks_kafka=_asks_kafka(loaded), is_topic_named=topic is not None
+    )
     click.echo(json.dumps(as_data(explanation)) if as_json else as_text(explanation))
 
 

@@ -24,12 +24,15 @@ class Explanation:
     searches: list[Search]
 
 
-def explain(where: Whereabouts, searches: Sequence[Search], *, by_key: bool, asks_kafka: bool) -> Explanation:
+def explain(
+    where: Whereabouts, searches: Sequence[Search], *, by_key: bool, asks_kafka: bool, is_topic_named: bool
+) -> Explanation:
     """The sentences, most important first.
 
     Args:
         searches: of the topics that were looked at; for events in the outbox only their topics are asked for.
         asks_kafka: whether Kafka is named by the settings at all.
+        is_topic_named: whether one topic was asked about; else it may be in one that the settings do not name.
     """
     records = [record for search in searches for record in search.found]
     if where.waiting:
@@ -44,6 +47,8 @@ def explain(where: Whereabouts, searches: Sequence[Search], *, by_key: bool, ask
     says += [_parked(where, number) for number in range(len(where.parked))]
     if state in ("published", "unknown") or by_key:
         says += _published(searches, by_key=by_key, asks_kafka=asks_kafka)
+    if state == "unknown" and asks_kafka and not is_topic_named:
+        says.append("No other topic was looked at: name its topic with --topic.")
     if state == "unknown" or by_key:
         says += _uncommitted(where, by_key=by_key)
     says += [f"Hidden from this role: {what}." for what in where.hidden]

@@ -126,8 +126,12 @@ def test_an_event_that_was_published_is_found_at_its_place(database, kafka, owne
     # Eight partitions, of each the newest record: the first event of its key is not among them.
     bounded = ask(database, first, "--topic", topic, "--records", "8", bootstrap=kafka.bootstrap)
     assert (bounded["state"], bounded["searches"][0]["complete"]) == ("unknown", False)
+    # Neither settings nor outbox say in which topic to look.
+    elsewhere = ask(database, first, bootstrap=kafka.bootstrap)
+    assert (elsewhere["state"], elsewhere["says"][-1].rpartition(" ")[2]) == ("unknown", "--topic.")
     never = ask(database, str(uuid4()), "--topic", topic, bootstrap=kafka.bootstrap)
     assert (never["state"], never["searches"][0]["complete"], never["searches"][0]["records"]) == ("unknown", True, 30)
+    assert not [sentence for sentence in never["says"] if "--topic" in sentence]
 
 
 def test_a_topic_that_is_missing_and_a_kafka_that_is_away(database, kafka, owner):
