@@ -111,7 +111,8 @@ def write(project: Project, *, head: str | None, message: str | None, revision: 
         raise OperatorError(
             "RLY-613",
             "the project's script.py.mako leaves out ${imports}, ${upgrades} or ${downgrades}",
-            f"write a revision with `{IMPORT}`, upgrade_to({VERSION}{after}) and downgrade_to({project.version})",
+            f"write a revision with `{IMPORT}`, upgrade_to({VERSION}{after}) and downgrade_to({project.version});"
+            " where the history is of several databases, in the functions of the one with the outbox",
         )
     down = script.down_revision
     parents = [down] if isinstance(down, str) else list(down or ())

@@ -48,8 +48,8 @@ def script(after: int = 0, upto: int = VERSION) -> str:
     """One transaction of plain SQL that takes a database from schema version `after` to `upto`, for psql or a DBA."""
     parts = [
         "-- Relay: schema versions " + (f"{after + 1} to {upto}" if upto > after + 1 else str(upto)),
-        "-- It waits a second for each lock, so that no writer queues up behind it for longer. After a lock time-out, as",
-        "-- after any other error, nothing has changed: run it again.",
+        "-- It waits a second for each lock, so that no writer queues up behind it for longer. After a lock time-out,",
+        "-- as after any other error, nothing has changed: run it again.",
         "BEGIN;",
         "SET LOCAL lock_timeout = '1s';",
         "SET LOCAL search_path = pg_catalog, pg_temp;",
