@@ -39,21 +39,27 @@ BEGIN: LiteralString = "BEGIN READ ONLY; SET LOCAL statement_timeout = '1s'; SET
 # reset_val is what a new session of this role has; `setting` would show what this transaction has set.
 SETTINGS: LiteralString = "SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name = ANY (%(names)s)"
 
-# Sessions of other databases hold back nothing here; a standby's feedback comes from a session without a database.
+# Sessions of other databases hold back nothing here; a standby's feedback comes from a session without a database. That
+# it has been connected for long means nothing: what counts is how far behind it is.
 HOLDERS: LiteralString = """\
-SELECT 'transaction of ' || coalesce(nullif(application_name, ''), 'a session without a name')
-           || ' (pid ' || pid || ', role ' || coalesce(usename, '?') || ', ' || coalesce(state, '?') || ')',
-       extract(epoch FROM clock_timestamp() - coalesce(xact_start, backend_start))::float8, 0
-FROM pg_catalog.pg_stat_activity
-WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
-  AND (datname = current_database() OR datname IS NULL) AND backend_type IN ('client backend', 'walsender')
-UNION ALL
-SELECT 'prepared transaction ' || gid || ' of role ' || owner,
-       extract(epoch FROM clock_timestamp() - prepared)::float8, 0
-FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()
-UNION ALL
-SELECT 'replication slot ' || slot_name, 0, age(xmin) FROM pg_catalog.pg_replication_slots WHERE xmin IS NOT NULL
-ORDER BY 2 DESC, 3 DESC LIMIT 1"""
+SELECT who, seconds, transactions FROM (
+    SELECT CASE backend_type WHEN 'walsender' THEN 'standby ' ELSE 'transaction of ' END
+               || coalesce(nullif(application_name, ''), 'a session without a name')
+               || ' (pid ' || pid || ', role ' || coalesce(usename, '?') || ', ' || coalesce(state, '?') || ')',
+           coalesce(extract(epoch FROM clock_timestamp() - xact_start)::float8, 0),
+           greatest(age(backend_xmin), age(backend_xid))
+    FROM pg_catalog.pg_stat_activity
+    WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
+      AND (datname = current_database() OR datname IS NULL) AND backend_type IN ('client backend', 'walsender')
+    UNION ALL
+    SELECT 'prepared transaction ' || gid || ' of role ' || owner,
+           extract(epoch FROM clock_timestamp() - prepared)::float8, age(transaction)
+    FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()
+    UNION ALL
+    SELECT 'replication slot ' || slot_name, 0, age(xmin) FROM pg_catalog.pg_replication_slots WHERE xmin IS NOT NULL
+) AS holder (who, seconds, transactions)
+WHERE seconds > %(seconds)s OR transactions > %(transactions)s
+ORDER BY seconds DESC, transactions DESC LIMIT 1"""
 
 # What other roles do is hidden from this one; that they are in a transaction is not.
 HIDDEN: LiteralString = """\
@@ -280,9 +286,10 @@ def _locks(_look: Look, connection: Connection) -> Iterable[Finding]:
 
 
 def _vacuum(_look: Look, connection: Connection) -> Iterable[Finding]:
-    holder = connection.execute(HOLDERS).fetchone()
-    if holder and (holder[1] > OLD_SECONDS or holder[2] > OLD_TRANSACTIONS):
-        since = f"{holder[1] / 60:.0f} min old" if holder[1] else f"{holder[2]:,} transactions old"
+    limits = {"seconds": OLD_SECONDS, "transactions": OLD_TRANSACTIONS}
+    holder = connection.execute(HOLDERS, limits).fetchone()
+    if holder:
+        since = f"{holder[1] / 60:.0f} min old" if holder[1] > OLD_SECONDS else f"{holder[2]:,} transactions old"
         fix = "end it: pg_terminate_backend, ROLLBACK PREPARED or pg_drop_replication_slot; and set"
         fix += " idle_in_transaction_session_timeout for applications"
         yield warning("vacuum", f"held back by a {holder[0]}, {since}", "RLY-807", fix)
