@@ -49,11 +49,14 @@ Logger = structlog.stdlib.BoundLogger
 def set_up(settings: Log) -> Logger:
     """The logger of this process: one line per event on stdout, as JSON unless it is a terminal."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stdout.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(sort_keys=False)
+    renderer: Any = structlog.processors.JSONRenderer(sort_keys=False)
+    if console:
+        # As wide as the longest name and no wider, without fractions of a second: most lines fit 80 columns then.
+        renderer = structlog.dev.ConsoleRenderer(max(map(len, EVENTS)), sort_keys=False)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if console else "iso", utc=True),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.level.upper())),

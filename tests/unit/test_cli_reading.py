@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -51,6 +52,18 @@ def test_config_check_fits_the_terminal(monkeypatch, tmp_path):
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert said.output.count(hosts) == 2
     assert "hushhush" not in said.output
+
+
+def test_a_line_of_the_log_fits_the_terminal():
+    """Short ones at least, with the fields in the order in which they are documented."""
+    program = (
+        "from relay.config import Log; from relay.logs import set_up\n"
+        "set_up(Log(format='console')).info('topic.resumed', topic='a-topic', b=1, a=2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    line = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).rstrip()
+    assert len(line) <= 80
+    assert line.endswith("topic=a-topic b=1 a=2")
 
 
 def test_whatever_reports_has_json():
