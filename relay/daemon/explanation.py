@@ -46,7 +46,10 @@ def explain(
         state, says = "unknown", [_nowhere(by_key=by_key)]
     says += [_parked(where, number) for number in range(len(where.parked))]
     if state in ("published", "unknown") or by_key:
-        says += _published(searches, by_key=by_key, asks_kafka=asks_kafka)
+        # That the topic of the first that waits is missing or away has been said, as its reason.
+        reason = where.waiting[0].topic if where.waiting else None
+        others = [search for search in searches if not (search.problem and search.topic == reason)]
+        says += _published(others, by_key=by_key, asks_kafka=asks_kafka)
     if state == "unknown" and asks_kafka and not is_topic_named:
         says.append("No other topic was looked at: name its topic with --topic.")
     if state == "unknown" or by_key:
@@ -56,23 +59,22 @@ def explain(
 
 
 def _waiting(where: Whereabouts, searches: Sequence[Search], *, by_key: bool) -> list[str]:
-    first = where.waiting[0]
+    first, count = where.waiting[0], len(where.waiting)
     if by_key:
-        count = len(where.waiting)
         are = "event of this key is" if count == 1 else "events of this key are"
         what = f"{count}{' or more' if count == SHOWN_MAX else ''} {are}"
     else:
         what = "It is"
     says = [
         f"{what} committed and in the outbox, in lane {first.lane}"
-        f" (topic {first.topic}, {'the first ' if by_key else ''}{duration(first.age_seconds)} old)."
+        f" (topic {first.topic}, {'the first ' if count > 1 else ''}{duration(first.age_seconds)} old)."
     ]
     if first.before_in_lane:
-        count = first.before_in_lane
-        goes = "event of its lane goes" if count == 1 else "events of its lane go"
-        says.append(f"{count:,} {goes} before {'the first of them' if by_key else 'it'}.")
+        before = first.before_in_lane
+        goes = "event of its lane goes" if before == 1 else "events of its lane go"
+        says.append(f"{before:,} {goes} before {'the first of them' if count > 1 else 'it'}.")
     else:
-        says.append(f"{'The first of them' if by_key else 'It'} is the first of its lane.")
+        says.append(f"{'The first of them' if count > 1 else 'It'} is the first of its lane.")
     return says + _reasons(where, first, {search.topic: search.problem for search in searches})
 
 
