@@ -27,9 +27,11 @@ WIDTH = 80
 @click.command(short_help="Say where an event is, and what it waits for.")
 @click.argument("event_id", type=click.UUID, required=False)
 @click.option("--key", help="All events of this key instead.")
-@click.option("--topic", help="The topic to look at; else all that settings name.")
+@click.option("--topic", help="The topic to look at; else relay.changes and what settings name.")
 @click.option("--records", type=click.IntRange(1), default=10_000, show_default=True, help="Per topic, the newest.")
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=5, show_default=True, help="For all topics.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 600), metavar="N", default=5, show_default=True, help="For all topics."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def explain(
     *, event_id: UUID | None, key: str | None, topic: str | None, records: int, seconds: float, as_json: bool

@@ -32,7 +32,14 @@ PLAIN = "\x1b[0m"
 
 @click.command(short_help="Watch rates, backlog, lanes and open writers, live.")
 @click.option("--once", is_flag=True, help="One look as plain text, and exit; so does a pipe.")
-@click.option("--interval", type=click.FloatRange(0.2, 60), default=1, show_default=True, help="Seconds between looks.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 60),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Seconds between looks.",
+)
 @click.option("--no-color", is_flag=True, help="No colours; so does NO_COLOR.")
 @click.option("--json", "as_json", is_flag=True, help="One look as a JSON object, and exit.")
 def top(once: bool, interval: float, no_color: bool, as_json: bool) -> None:
