@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from relay.demo.postgres import EmbeddedPostgres
-from tests.support import postgres
+from tests.support import postgres, scratch
+
+scratch.use_memory()
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +53,22 @@ def kafka():
 
     yield kafka.shared_cluster()
     kafka.close_shared_cluster()
+
+
+@pytest.fixture(scope="session")
+def spare_kafka():
+    """The broker of `own_kafka`, for all tests that take it."""
+    from tests.support.kafka import KafkaCluster
+
+    with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_kafka(spare_kafka):
+    """A broker that may be killed and frozen; the next test gets it back whole."""
+    yield spare_kafka
+    spare_kafka.repair()
 
 
 @pytest.fixture
