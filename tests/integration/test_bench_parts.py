@@ -46,7 +46,7 @@ def through(pg, proxy, bare):
     @contextmanager
     def connect():
         dsn = bare.replace(f":{pg.port}/", f":{proxy.port}/")
-        connection = psycopg.connect(dsn, autocommit=True, connect_timeout=5)
+        connection = psycopg.connect(dsn, autocommit=True, connect_timeout=20)
         try:
             yield connection
         finally:
@@ -60,7 +60,7 @@ def notes(dsn: str) -> list[int]:
         return [row[0] for row in connection.execute("SELECT id FROM note ORDER BY id")]
 
 
-def eventually(holds, seconds: float = 10) -> bool:
+def eventually(holds, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if holds():
@@ -100,7 +100,7 @@ def test_frozen_traffic_waits_and_arrives_when_it_thaws(through, proxy, bare):
         assert later.is_alive()
         assert notes(bare) == []
         proxy.thaw()
-        later.join(5)
+        later.join(30)
         assert later.error is None
         assert notes(bare) == [1]
 
@@ -112,7 +112,7 @@ def test_a_freeze_of_the_way_down_lets_the_server_act(through, proxy, bare):
         assert eventually(lambda: notes(bare) == [1])
         assert later.is_alive()
         proxy.thaw()
-        later.join(5)
+        later.join(30)
         assert later.error is None
 
 
@@ -131,7 +131,7 @@ def test_a_frozen_network_hides_the_death_of_the_client(pg, proxy, through):
 
 def test_a_frozen_proxy_still_accepts_connections(proxy):
     proxy.freeze()
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=2) as client:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
         client.sendall(b"x" * 1_000_000)
         client.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -169,24 +169,24 @@ def test_refused_connections_are_refused_while_present_ones_go_on(through, proxy
             another.execute("SELECT 1")
 
 
+def seconds_of(connection, statement: str = "SELECT 1") -> float:
+    started = time.monotonic()
+    connection.execute(statement)
+    return time.monotonic() - started
+
+
 def test_latency_delays_each_way(through, proxy):
     with through() as connection:
         proxy.latency(0.15)
-        started = time.monotonic()
-        connection.execute("SELECT 1")
-        assert 0.3 <= time.monotonic() - started < 1
+        assert seconds_of(connection) >= 0.3
         proxy.latency(0)
-        started = time.monotonic()
-        connection.execute("SELECT 1")
-        assert time.monotonic() - started < 0.1
+        assert min(seconds_of(connection) for _ in range(10)) < 0.3
 
 
 def test_bandwidth_is_bounded(through, proxy):
     with through() as connection:
         proxy.bandwidth(500_000)
-        started = time.monotonic()
-        connection.execute("SELECT repeat('x', 250000)")
-        assert 0.4 <= time.monotonic() - started < 2
+        assert seconds_of(connection, "SELECT repeat('x', 250000)") >= 0.4
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -197,7 +197,7 @@ def test_a_cut_at_the_commit_leaves_the_client_in_doubt(through, proxy, bare, fo
         sprung = proxy.cut_after(b"COMMIT", forward=forward)
         with pytest.raises(psycopg.OperationalError):
             connection.commit()
-        assert sprung.wait(5)
+        assert sprung.wait(30)
     assert notes(bare) == ([1] if forward else [])
     with through() as connection:
         connection.execute("BEGIN")
@@ -211,7 +211,7 @@ def test_dropped_replies_hide_what_the_server_did(through, proxy, bare):
         assert eventually(lambda: notes(bare) == [1])
         assert later.is_alive()
         proxy.cut()
-        later.join(5)
+        later.join(30)
         assert isinstance(later.error, psycopg.OperationalError)
         proxy.heal()
 
@@ -223,7 +223,7 @@ def test_a_bytes_needle_is_found_across_two_chunks(proxy):
         time.sleep(0.1)
         assert not sprung.is_set()
         client.sendall(b"MITxx")
-        assert sprung.wait(5)
+        assert sprung.wait(30)
 
 
 def test_a_proxy_closes_twice_and_before_it_started(pg):

@@ -128,7 +128,7 @@ def test_a_day_of_work_tells_no_content(dsn, kafka, tmp_path):
             write(dsn, parks, blocks, flows + "-missing", flows)
             relay.wait_event("topic.paused", seconds=30)
             waits = "SELECT count(*) FROM relay.parked WHERE waits"
-            eventually(lambda: scenario.ask(dsn, waits), 10, "an event that waits")
+            eventually(lambda: scenario.ask(dsn, waits), 30, "an event that waits")
             said += probe(relay)
             proxy.refuse()
             proxy.cut()

@@ -123,13 +123,13 @@ def test_in_a_terminal_it_goes_on_until_q_and_fits(database, owner):
         emit(owner, f"k{number}", "x", topic=f"topic-{number}-" + "x" * 150)
         park(owner, emit(owner, f"b{number}", "x", topic=f"parked-{number}"))
     with Terminal(database) as terminal:
-        eventually(lambda: terminal.shows("parked-0"), 20, "the first picture")
+        eventually(lambda: terminal.shows("parked-0"), 30, "the first picture")
         emit(owner, "late", "x", topic="arrived")
         owner.execute("DELETE FROM relay.outbox WHERE topic <> 'arrived'")
-        eventually(lambda: terminal.shows("  arrived"), 20, "a later picture")
+        eventually(lambda: terminal.shows("  arrived"), 30, "a later picture")
         terminal.press("q")
-        assert terminal.process.wait(20) == 0
-        eventually(lambda: terminal.shows("\x1b[?1049l"), 5, "the first screen to come back")
+        assert terminal.process.wait(30) == 0
+        eventually(lambda: terminal.shows("\x1b[?1049l"), 30, "the first screen to come back")
         pictures = terminal.said.decode().split("\x1b[H")[1:]
         for picture in pictures:
             lines = [
@@ -146,9 +146,9 @@ def test_in_a_terminal_it_goes_on_until_q_and_fits(database, owner):
 def test_without_colour_there_is_none(database, way):
     option, environment = way
     with Terminal(database, *([option] if option else []), **environment) as terminal:
-        eventually(lambda: terminal.shows("[q] quit"), 20, "the first picture")
+        eventually(lambda: terminal.shows("[q] quit"), 30, "the first picture")
         terminal.press("q")
-        assert terminal.process.wait(20) == 0
+        assert terminal.process.wait(30) == 0
         assert b"\x1b[1" not in terminal.said.replace(b"\x1b[?1", b"")
         assert b"\x1b[0m" not in terminal.said
 
@@ -156,12 +156,12 @@ def test_without_colour_there_is_none(database, way):
 def test_a_database_that_goes_away_is_waited_for(database, owner):
     """It says so, and goes on when it is back."""
     with Terminal(database) as terminal:
-        eventually(lambda: terminal.shows("lanes: 0 of 64"), 20, "the first picture")
+        eventually(lambda: terminal.shows("lanes: 0 of 64"), 30, "the first picture")
         terminal.said = b""
         owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'relay top'")
-        eventually(lambda: terminal.shows("RLY-301"), 20, "the loss to be shown")
+        eventually(lambda: terminal.shows("RLY-301"), 30, "the loss to be shown")
         terminal.said = b""
-        eventually(lambda: terminal.shows("lanes: 0 of 64"), 20, "a picture again")
+        eventually(lambda: terminal.shows("lanes: 0 of 64"), 30, "a picture again")
         assert terminal.process.poll() is None
 
 

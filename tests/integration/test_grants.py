@@ -231,7 +231,7 @@ def test_the_relay_publishes_parks_and_marks_with_the_rights_that_are_printed(ds
 
 
 def wait_until(connection: psycopg.Connection, query: str, value: int) -> None:
-    eventually(lambda: connection.execute(query).fetchone() == (value,), 20, query)
+    eventually(lambda: connection.execute(query).fetchone() == (value,), 30, query)
 
 
 def test_grants_need_no_connection_and_quote_names():

@@ -395,7 +395,7 @@ def test_ids_of_a_key_are_drawn_in_the_order_of_commits(any_database, thread, is
         assert not writing.done()
         write(first, "k", 3)
         first.commit()
-        writing.result(20)
+        writing.result(60)
     assert payloads(any_database) == [[1], [2], [3], [4]]
 
 
@@ -414,7 +414,7 @@ def test_versions_follow_the_order_of_commits(any_database, thread):
         assert not writing.done()
         assert touch(first, "user", 1) == 2
         first.commit()
-        assert writing.result(20) == 3
+        assert writing.result(60) == 3
     assert [value["version"] for value in payloads(any_database)] == [1, 2, 3]
 
 
@@ -427,7 +427,7 @@ def test_a_serialization_failure_of_a_touch_is_the_applications_to_retry(databas
         settled(database, writing)
         first.commit()
         with pytest.raises(sa.exc.OperationalError) as caught:
-            writing.result(20)
+            writing.result(60)
         assert caught.value.orig.sqlstate == "40001"
         second.rollback()
         assert touch(second, "user", 1) == 2
@@ -455,7 +455,7 @@ def test_the_last_event_of_a_row_tells_its_last_state(accounts, thread, autoflus
         writing = thread.submit(second_changes, second)
         settled(accounts, writing)
         first.commit()
-        writing.result(20)
+        writing.result(60)
     assert query(accounts, "SELECT balance FROM account") == [(payloads(accounts)[-1]["balance"],)]
 
 
@@ -488,7 +488,7 @@ def test_keys_in_opposite_order_do_not_deadlock(any_database, thread):
         eventually(lambda: query(any_database, waiting) == [(2,)], what="both to wait")
         gate.rollback()
         for writer in writers:
-            writer.result(20)
+            writer.result(60)
     assert [e["key"] for e in outbox(any_database)] in (list("amzzma"), list("zmaamz"))
 
 

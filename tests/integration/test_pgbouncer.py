@@ -54,7 +54,7 @@ def test_an_idle_relay_leaves_nothing_in_the_pooled_sessions_and_finds_the_next_
     """Behind a pooler it neither listens nor locks, says so once, and looks every `daemon.idle_seconds`."""
     with RelayProcess(through, kafka.bootstrap, settings={"RELAY_DAEMON__IDLE_SECONDS": "0.5"}) as process:
         process.wait_started()
-        eventually(lambda: process.metric("relay_asleep") == 1, 20, "it to sleep")
+        eventually(lambda: process.metric("relay_asleep") == 1, 30, "it to sleep")
         with psycopg.connect(database, autocommit=True) as direct:
             assert direct.execute(RELAY_LOCKS).fetchone() == (0,)
             write(direct, "k", "x", topic=topic)
@@ -63,7 +63,7 @@ def test_an_idle_relay_leaves_nothing_in_the_pooled_sessions_and_finds_the_next_
             for _ in range(10):
                 assert client.execute("SELECT count(*) FROM pg_listening_channels()").fetchone() == (0,)
                 assert client.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
-        eventually(lambda: scenario.ask(database, "SELECT count(*) FROM relay.outbox") == 0, 20, "it to be published")
+        eventually(lambda: scenario.ask(database, "SELECT count(*) FROM relay.outbox") == 0, 30, "it to be published")
         assert process.stop() == 0
         assert len(process.events("database.pooled")) == 1
         assert not process.events("database.lost"), process.said()

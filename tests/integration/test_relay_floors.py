@@ -52,12 +52,12 @@ def test_what_a_long_writer_commits_late_arrives_in_order(database, kafka, is_id
         write_for(run, 2.5)
         if is_idle:
             run.writers.stop()
-            scenario.wait_empty(run.dsn, 10)
+            scenario.wait_empty(run.dsn, 30)
             write_for(run, 3)
         held.commit()
         if is_idle:
             # Nothing else is written: only the end of the long writer itself can bring the relays to its events.
-            scenario.wait_empty(run.dsn, 10, run.fleet)
+            scenario.wait_empty(run.dsn, 30, run.fleet)
         run.writers.hold(own).commit()
         no_breaches(run)
 
@@ -77,7 +77,7 @@ def test_an_old_snapshot_costs_no_order_and_no_scans(database, kafka):
         read = []
         for _ in range(4):
             emit_many(database, topic, 3000)
-            scenario.wait_empty(database, 20)
+            scenario.wait_empty(database, 30)
             read.append(entries_read(database))
         assert relay.metric("relay_floor_breaches_total") == 0
         reader.rollback()

@@ -57,7 +57,7 @@ def test_a_backlog_of_large_events_is_cut_into_small_units_and_none_is_skipped(d
     settings = {"RELAY_DAEMON__BYTES_MAX": "300000"}
     with RelayProcess(database, kafka.bootstrap, settings=settings) as relay:
         relay.wait_started()
-        scenario.wait_empty(database, 20)
+        scenario.wait_empty(database, 30)
         assert relay.metric("relay_floor_breaches_total") == 0
         assert relay.stop() == 0
         assert max(event["rows"] for event in relay.events("unit.settled")) <= 200

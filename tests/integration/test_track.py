@@ -302,7 +302,7 @@ def test_events_follow_the_order_of_commits(on):
         settled(dsn_of(on), writing)
         ann.name = "first again"
         first.commit()
-        writing.result(20)
+        writing.result(60)
     with on.begin() as connection:
         assert connection.scalar(sa.text("SELECT name FROM users")) == "second"
     assert events(on) == [
@@ -950,7 +950,7 @@ def test_entities_are_locked_in_sorted_order(database):
                 touch(third, "user", "a")
             third.rollback()
             first.commit()
-            writing.result(20)
+            writing.result(60)
     assert query(database, "SELECT id FROM relay.entity_version ORDER BY id") == [("a",), ("b",), ("c",)]
 
 

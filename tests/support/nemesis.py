@@ -30,7 +30,7 @@ def through(proxy: TcpProxy, dsn: str) -> str:
     return parts._replace(netloc=f"{parts.username}@127.0.0.1:{proxy.port}").geturl()
 
 
-def flows(dsn: str, seconds: float = 20) -> None:
+def flows(dsn: str, seconds: float = 30) -> None:
     """Returns when no visible event is older than two seconds."""
     eventually(lambda: not scenario.ask(dsn, WAITING), seconds, "everything to flow")
 
@@ -91,7 +91,7 @@ def frozen_at_failpoint(takeover_seconds: float) -> scenario.Nemesis:
         run.losses += UNITS
         if len(run.fleet.relays) > 1:
             run.fleet.wait_seconds(takeover_seconds)
-            flows(run.dsn, takeover_seconds + 10)
+            flows(run.dsn, takeover_seconds + 30)
             assert frozen.is_stopped
         else:
             run.fleet.wait_seconds(takeover_seconds + 2)
@@ -139,10 +139,10 @@ def commit_is_cut(proxy: TcpProxy, *, arrives: bool, times: int = 3) -> scenario
     def nemesis(run: scenario.Run) -> None:
         for _ in range(times):
             run.let_write(run.draw.randrange(20, 60))
-            assert proxy.cut_after(b"COMMIT\0", forward=arrives).wait(20)
+            assert proxy.cut_after(b"COMMIT\0", forward=arrives).wait(30)
             # Committed and not told so: nothing is left to repeat.
             run.losses += 0 if arrives else 1
-        eventually(lambda: any(relay.events("database.lost") for relay in run.fleet.relays), 10, "a relay to notice")
+        eventually(lambda: any(relay.events("database.lost") for relay in run.fleet.relays), 30, "a relay to notice")
         run.let_write(30)
 
     return nemesis
@@ -162,10 +162,18 @@ def half_open(proxy: TcpProxy, seconds: float, direction: Literal["up", "down", 
         # What the frozen network still holds of given-up sessions reaches the server late, as it may in reality.
         proxy.thaw()
         for relay in run.fleet.relays:
-            relay.wait_event("database.back", seconds=20)
+            relay.wait_event("database.back")
         run.let_write(50)
 
     return nemesis
+
+
+def given_up(dsn: str) -> bool:
+    """Whether no unit is open, and none is begun by a worker that had not heard yet that Kafka is away."""
+    until = time.monotonic() + 0.5
+    while not (is_open := scenario.ask(dsn, scenario.HELD_OPEN)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not is_open
 
 
 def outage(cluster: KafkaCluster, seconds: float) -> scenario.Nemesis:
@@ -175,11 +183,11 @@ def outage(cluster: KafkaCluster, seconds: float) -> scenario.Nemesis:
         run.let_write(100)
         cluster.down()
         for relay in run.fleet.relays:
-            relay.wait_event("kafka.lost", seconds=10)
+            relay.wait_event("kafka.lost")
             run.losses += UNITS
         memory = [relay.memory_bytes for relay in run.fleet.relays]
         until = time.monotonic() + seconds
-        eventually(lambda: not scenario.ask(run.dsn, scenario.HELD_OPEN), 5, "the units to be given up")
+        eventually(lambda: given_up(run.dsn), 30, "the units to be given up")
         while time.monotonic() < until:
             assert scenario.ask(run.dsn, scenario.HELD_OPEN) == 0
             assert scenario.ask(run.dsn, scenario.LANES_HELD) == 0
@@ -193,9 +201,9 @@ def outage(cluster: KafkaCluster, seconds: float) -> scenario.Nemesis:
         assert waiting > 100
         cluster.up()
         back = time.monotonic()
-        eventually(lambda: scenario.ask(run.dsn, "SELECT count(*) FROM relay.outbox") < 50, 15, "the rate of before")
+        eventually(lambda: scenario.ask(run.dsn, "SELECT count(*) FROM relay.outbox") < 50, 30, "the rate of before")
         print(f"{waiting} events waited, gone {time.monotonic() - back:.1f} s after the brokers were back")
         for relay in run.fleet.relays:
-            eventually(lambda relay=relay: relay.get("/readyz")[0] == 200, 5)
+            eventually(lambda relay=relay: relay.get("/readyz")[0] == 200)
 
     return nemesis

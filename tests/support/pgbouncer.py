@@ -59,7 +59,7 @@ def pooled(dsn: str, *, pool_size: int = 6, users: tuple[str, ...] = ("postgres"
             process = subprocess.Popen([found, *account, str(config)], stdout=log, stderr=log, start_new_session=True)
         lifeline = Lifeline(process.pid, stop_signal="KILL", folder=None)
         try:
-            eventually(lambda: _listens(own_port), 10, f"PgBouncer: {(folder / 'log').read_text()}")
+            eventually(lambda: _listens(own_port), 30, f"PgBouncer: {(folder / 'log').read_text()}")
             yield dsn.replace(f":{target.port}/", f":{own_port}/")
         finally:
             process.kill()

@@ -54,8 +54,8 @@ SHORT: Mapping[str, str] = MappingProxyType(
 _numbers = itertools.count(1)
 
 
-def eventually(holds: Callable[[], Any], seconds: float = 15, what: str = "") -> Any:
-    """What `holds` returns as soon as that is true.
+def eventually(holds: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+    """What `holds` returns as soon as that is true. Waiting for long costs nothing where all is well.
 
     Raises:
         TimeoutError: it was not, for that long.
@@ -118,9 +118,11 @@ class RelayProcess:
         environment = dict(self._environment)
         if self._failpoints and not self.starts:
             environment["RELAY_FAILPOINTS"] = self._failpoints
-        self.starts += 1
         self._http_port = None
-        with self.log_file.open("wb") as log, self._said_file.open("wb") as said:
+        # Others may be reading the log: it is there before they look for it.
+        start = self.starts + 1
+        with self._file(start, "log").open("wb") as log, self._file(start, "err").open("wb") as said:
+            self.starts = start
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "relay", "run", *self._arguments],
                 stdin=subprocess.DEVNULL,
@@ -135,11 +137,10 @@ class RelayProcess:
     @property
     def log_file(self) -> Path:
         """The log of the latest start."""
-        return Path(self._folder.name) / f"{self.starts}.log"
+        return self._file(self.starts, "log")
 
-    @property
-    def _said_file(self) -> Path:
-        return Path(self._folder.name) / f"{self.starts}.err"
+    def _file(self, start: int, kind: str) -> Path:
+        return Path(self._folder.name) / f"{start}.{kind}"
 
     @property
     def pid(self) -> int:
@@ -164,7 +165,7 @@ class RelayProcess:
         self.wait_event("relay.started", seconds=seconds)
         return self
 
-    def wait_event(self, name: str, count: int = 1, seconds: float = 15) -> dict[str, Any]:
+    def wait_event(self, name: str, count: int = 1, seconds: float = 30) -> dict[str, Any]:
         """The latest event of that name, once there are `count` of them since the latest start."""
 
         def found() -> list[dict[str, Any]]:
@@ -189,9 +190,11 @@ class RelayProcess:
 
     def kill9(self) -> None:
         """Ends it as a power cut does."""
-        if self.is_running and self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        # A keeper may have put a successor in its place before we have waited for it.
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
 
     def term(self) -> None:
         """Asks it to stop."""
@@ -244,7 +247,7 @@ class RelayProcess:
         if self._http_port is None:
             self._http_port = self.wait_event("relay.started")["http"]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=20) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -258,7 +261,8 @@ class RelayProcess:
     def said(self, lines: int = 12) -> str:
         """The end of its log without the units that went well, and of what it wrote to stderr."""
         notable = [str(event) for event in self.log() if event.get("event") != "unit.settled"][-lines:]
-        errors = self._said_file.read_text(errors="replace").splitlines()[-lines:] if self.starts else []
+        text = self._file(self.starts, "err").read_text(errors="replace") if self.starts else ""
+        errors = text.splitlines()[-lines:]
         return "; it said:\n" + "\n".join(["  " + line for line in [*notable, *errors]])
 
     def close(self) -> None:

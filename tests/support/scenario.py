@@ -26,6 +26,9 @@ SELECT count(*) FROM pg_stat_activity
 WHERE application_name LIKE 'relay worker%' AND state LIKE 'idle in transaction%'"""
 """How many units of work are open at this moment and wait for something that is not the database."""
 
+HELD_UP = f"{HELD_OPEN} AND xact_start < clock_timestamp() - interval '0.5 s'"
+"""Those for which the wait has become long, so that they are not about to end by themselves."""
+
 LANES_HELD = """\
 SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE relation = 'relay.lane'::regclass AND mode = 'RowShareLock' AND application_name LIKE 'relay worker%'

@@ -490,8 +490,8 @@ def test_a_large_history_takes_linear_time():
     def seconds(events_of_one_key: int) -> float:
         events = [written(b"hot", sequence) for sequence in range(1, events_of_one_key + 1)]
         topic = topic_of(random.Random(0), {b"hot": [record(event) for event in events]})
-        started = time.perf_counter()
+        started = time.process_time()
         assert check(events, topic).ok
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert seconds(50_000) < 40 * max(seconds(5_000), 0.01)
