@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import Connection, create_engine, exc, text
+from alembic.util import CommandError
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -109,6 +110,33 @@ def test_async_drivers_run_it_as_well(bare, driver):
     assert version(bare) == VERSION
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_refusal_is_one_line_that_ends_with_the_fix(bare, driver):
+    """The driver's own error would end with all of the statement, its reason out of sight."""
+    upgrade(bare)
+    with psycopg.connect(bare, autocommit=True) as connection:
+        emit(connection, "k", "x")
+
+    async def back() -> None:
+        engine = create_async_engine(sqlalchemy_url(bare, driver), poolclass=NullPool)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(run)
+        finally:
+            await engine.dispose()
+
+    def run(connection: Connection) -> None:
+        with revising(connection):
+            downgrade_to(0)
+
+    with pytest.raises(CommandError) as refused:
+        asyncio.run(back())
+    assert str(refused.value) == (
+        "RLY-404: the outbox or the parked events are not empty, and would be lost."
+        " Fix: Run `relay run --drain` and treat what `relay parked list` shows."
+    )
+
+
 def test_offline_prints_the_same_statement(bare):
     """What `--sql` prints needs no connection and is what runs with one."""
     printed = io.StringIO()
@@ -127,7 +155,7 @@ def test_what_is_there_already_stays(bare):
     with migrating(bare):
         upgrade_to(VERSION)
     assert catalog(bare) == there
-    with pytest.raises(exc.DBAPIError, match=r"RLY-404.*would be lost"), migrating(bare):
+    with pytest.raises(CommandError, match=r"RLY-404.*would be lost"), migrating(bare):
         downgrade_to(0)
     assert catalog(bare) == there
 
@@ -137,7 +165,7 @@ def test_parked_events_keep_the_schema_too(bare):
     upgrade(bare)
     with psycopg.connect(bare, autocommit=True) as connection:
         park(connection, emit(connection, "k", "x"))
-    with pytest.raises(exc.DBAPIError, match=r"RLY-404.*would be lost"), migrating(bare):
+    with pytest.raises(CommandError, match=r"RLY-404.*would be lost"), migrating(bare):
         downgrade_to(0)
 
 
@@ -175,7 +203,7 @@ def test_tenants_that_differ_by_search_path_are_told_apart(bare):
 
 def test_a_gap_in_the_history_is_named(bare):
     """A later step does not run where the earlier ones are missing."""
-    with pytest.raises(exc.DBAPIError, match=rf"RLY-402.*version 0.*begins at {VERSION}"), migrating(bare):
+    with pytest.raises(CommandError, match=rf"RLY-402.*version 0.*begins at {VERSION}"), migrating(bare):
         upgrade_to(VERSION, after=VERSION)
     assert version(bare) is None
 
@@ -216,7 +244,7 @@ def test_a_lock_that_is_not_to_be_had_is_given_up(bare, monkeypatch):
     monkeypatch.setattr(blocks, "ATTEMPTS", 2)
     with psycopg.connect(bare) as blocker:
         blocker.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
-        with pytest.raises(exc.DBAPIError, match=r"RLY-404.*a lock was not to be had"), migrating(bare):
+        with pytest.raises(CommandError, match=r"RLY-404.*a lock was not to be had"), migrating(bare):
             upgrade_to(VERSION)
     assert version(bare) is None
 
@@ -225,7 +253,7 @@ def test_a_schema_of_that_name_with_other_content_is_refused(bare):
     """And left alone."""
     with psycopg.connect(bare, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA relay; CREATE TABLE relay.outbox (theirs int)")
-    with pytest.raises(exc.DBAPIError, match=r"RLY-404.*holds something else"), migrating(bare):
+    with pytest.raises(CommandError, match=r"RLY-404.*holds something else"), migrating(bare):
         upgrade_to(VERSION)
     with psycopg.connect(bare) as connection:
         tables = "SELECT relname FROM pg_class WHERE relnamespace = 'relay'::regnamespace"

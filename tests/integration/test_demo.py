@@ -21,12 +21,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from relay.demo.databases import TemporaryDatabase
 from relay.demo.history import Record, digest
 from relay.demo.ledger import Ledger
 from relay.demo.verdict import is_kept, judge, lines
 from relay.errors import ConfigError
+from tests.support.relay_process import eventually
 
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -69,7 +71,7 @@ class Demo:
     def text(self) -> str:
         return ESCAPES.sub(b"", self.said).decode(errors="replace")
 
-    def await_text(self, pattern: str, seconds: float = 60) -> None:
+    def await_text(self, pattern: str, seconds: float = 120) -> None:
         until = time.monotonic() + seconds
         while not re.search(pattern, self.text):
             assert time.monotonic() < until, f"no {pattern!r} in:\n{self.text[-3000:]}"
@@ -79,10 +81,10 @@ class Demo:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def end(self, seconds: float = 90) -> int:
+    def end(self, seconds: float = 150) -> int:
         """The exit code, after everything it said was read."""
         code = self._process.wait(seconds)
-        self._reading.join(2)
+        self._reading.join(30)
         return code
 
     def family(self) -> list[str]:
@@ -94,7 +96,7 @@ class Demo:
                     found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         return found
 
-    def left_behind(self, seconds: float = 10) -> list[str]:
+    def left_behind(self, seconds: float = 30) -> list[str]:
         """What is still there after a moment: processes, and files apart from the copy of the wheel."""
         until = time.monotonic() + seconds
         while True:
@@ -129,9 +131,7 @@ def start():
         demo.close()
 
 
-@pytest.mark.timeout(120)
 def test_without_a_terminal_it_plays_all_four_faults_and_nothing_is_lost(start):
-    started_at = time.monotonic()
     demo = start()
     code = demo.end()
     assert code == 0, demo.text
@@ -144,10 +144,8 @@ def test_without_a_terminal_it_plays_all_four_faults_and_nothing_is_lost(start):
     assert int(re.search(r"^  written +([\d,]+)", demo.text, re.M)[1].replace(",", "")) > 1000
     assert max(map(len, demo.text.splitlines())) <= 100
     assert demo.left_behind() == []
-    assert time.monotonic() - started_at < 80, "on an idle machine this takes 22 seconds"
 
 
-@pytest.mark.timeout(120)
 def test_on_a_terminal_keys_break_things_and_q_brings_the_verdict(start):
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -178,60 +176,51 @@ def test_on_a_terminal_keys_break_things_and_q_brings_the_verdict(start):
     assert demo.left_behind() == []
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
-)
-def test_a_signal_in_the_middle_leaves_nothing_behind(start, number, code):
-    demo = start("--script")
-    demo.await_text(r"kill -9 relay")
-    assert len(demo.family()) > 5
-    demo.send(number)
-    assert demo.end(30) == code
-    assert demo.left_behind(20) == []
+def test_a_signal_in_the_middle_leaves_nothing_behind(start):
+    """Whichever signal it is, and also where others play the demo at the same time."""
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}
+    demos = {number: start("--script") for number in codes}
+    for number, demo in demos.items():
+        demo.await_text(r"kill -9 relay")
+        assert len(demo.family()) > 5
+        demo.send(number)
+    assert {number: demo.end() for number, demo in demos.items()} == codes
+    assert {number: demo.left_behind() for number, demo in demos.items()} == {number: [] for number in codes}
 
 
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(start):
     demo = start("--script")
     demo.await_text(r"Postgres 18")
     demo.send(signal.SIGINT)
-    assert demo.end(30) == 130
+    assert demo.end(60) == 130
     assert "Traceback" not in demo.text
-    assert demo.left_behind(20) == []
+    assert demo.left_behind() == []
 
 
-@pytest.mark.timeout(120)
-def test_an_event_removed_by_hand_is_called_lost_and_the_given_server_is_left_clean(start, pg):
-    demo = start("--script", RELAY_DATABASE_URL=pg.dsn())
-    demo.await_text("all three brokers are gone")
+def test_a_given_server_and_a_given_cluster_are_used_gently_and_left_clean(start, pg, kafka):
+    """Neither is ours to break. An event that is removed by hand from the outbox of the one demo is called lost."""
+    on_server = start("--script", RELAY_DATABASE_URL=pg.dsn())
+    on_cluster = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap)
+    on_cluster.await_text("topic relay-demo-")
+    topic = re.search(r"relay-demo-[0-9a-f]+", on_cluster.text)[0]
+    on_server.await_text("all three brokers are gone")
     time.sleep(1)
     name = _demo_databases(pg)[0]
     with psycopg.connect(pg.dsn(name), autocommit=True) as connection:
         newest = "DELETE FROM relay.outbox WHERE id = (SELECT max(id) FROM relay.outbox)"
         assert connection.execute(newest).rowcount == 1
-    assert demo.end() == 1, demo.text
-    assert "verdict: BROKEN. lost." in demo.text
-    assert re.search(r"^  lost +1$", demo.text, re.M)
-    assert "kill -9 for Postgres" not in demo.text, "somebody's server is not ours to crash"
+    assert on_server.end() == 1, on_server.text
+    assert "verdict: BROKEN. lost." in on_server.text
+    assert re.search(r"^  lost +1$", on_server.text, re.M)
+    assert "kill -9 for Postgres" not in on_server.text
     assert _demo_databases(pg) == []
-    assert demo.left_behind() == []
-
-
-@pytest.mark.timeout(120)
-def test_with_a_real_cluster_it_uses_a_topic_of_its_own_and_takes_no_brokers_away(start, kafka):
-    demo = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap)
-    demo.await_text("topic relay-demo-")
-    topic = re.search(r"relay-demo-[0-9a-f]+", demo.text)[0]
-    assert demo.end() == 0, demo.text
-    assert "verdict: OK" in demo.text
-    assert "brokers are gone" not in demo.text
-    assert demo.left_behind() == []
-    from confluent_kafka.admin import AdminClient
-
-    until = time.monotonic() + 10
+    assert on_server.left_behind() == []
+    assert on_cluster.end() == 0, on_cluster.text
+    assert "verdict: OK" in on_cluster.text
+    assert "brokers are gone" not in on_cluster.text
+    assert on_cluster.left_behind() == []
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    while topic in admin.list_topics(timeout=10).topics:
-        assert time.monotonic() < until, "the topic is still there"
-        time.sleep(0.1)
+    eventually(lambda: topic not in admin.list_topics(timeout=30).topics, what="the topic to be gone")
 
 
 def test_an_unreachable_cluster_is_one_line_and_exit_code_3(start):

@@ -20,14 +20,17 @@ SELECT relay.emit_many(%s, (SELECT array_agg('k' || n %% 500) FROM generate_seri
 TAKEOVER_SECONDS = float(SHORT["RELAY_DAEMON__TAKEOVER_SECONDS"])
 
 
-@pytest.mark.parametrize("point", ["after_claim", "after_produce", "after_ack", "in_commit"])
+@pytest.mark.parametrize("point", ["after_claim", "after_produce", "in_commit"])
 def test_the_lanes_of_a_frozen_relay_are_taken_over_and_it_sends_no_more_when_it_wakes(database, kafka, point):
-    """Wherever a relay freezes, others take its lanes; awake again it knows, and neither order nor events suffer."""
+    """Wherever a relay freezes, others take its lanes; awake again it knows, and neither order nor events suffer.
+
+    A sample of the steps: tests/faults/test_matrix.py has all of them, with one, three and five relays.
+    """
     taken_over = nemesis.frozen_at_failpoint(TAKEOVER_SECONDS)
 
     def frozen(run: scenario.Run) -> None:
         taken_over(run)
-        run.fleet.relays[0].wait_event("database.lost", seconds=5)
+        run.fleet.relays[0].wait_event("database.lost")
 
     scenario.run(
         database,
@@ -55,10 +58,10 @@ def test_a_relay_frozen_while_the_database_sends_it_rows_loses_its_lanes_as_well
             frozen.pause()
         with RelayProcess(database, kafka.bootstrap, settings=settings) as successor:
             successor.wait_started()
-            scenario.wait_empty(database, TAKEOVER_SECONDS + 15)
+            scenario.wait_empty(database, TAKEOVER_SECONDS + 30)
             assert frozen.is_stopped
             frozen.resume()
-            frozen.wait_event("database.lost", seconds=10)
+            frozen.wait_event("database.lost")
             assert successor.stop() == 0
 
 
@@ -71,7 +74,7 @@ def test_a_relay_frozen_almost_until_its_takeover_sends_no_more(database, kafka)
         run.losses += nemesis.UNITS
         run.fleet.wait_seconds(0.85 * TAKEOVER_SECONDS)
         frozen.resume()
-        frozen.wait_event("relay.fenced", seconds=5)
+        frozen.wait_event("relay.fenced")
         run.let_write(50)
 
     scenario.run(

@@ -17,12 +17,14 @@ from relay.schema.install import require_version, upgrade
 from relay.schema.steps import LOCK_ID, VERSION, script, step
 from tests.support.catalog import catalog
 from tests.support.commands import emit, park, relay
-from tests.support.postgres import bare_database, drop_database
+from tests.support.postgres import ONE_MAJOR, bare_database, drop_database
 
 ROOT = Path(__file__).parents[2]
 
+one_major = pytest.mark.parametrize("server", ONE_MAJOR, indirect=True, scope="module")
 
-@pytest.fixture(params=[16, 18], ids=["pg16", "pg18"])
+
+@pytest.fixture(scope="module", params=[16, 18], ids=["pg16", "pg18"])
 def server(request):
     return request.getfixturevalue("pg" if request.param == 18 else "pg16")
 
@@ -34,7 +36,7 @@ def bare(server):
     drop_database(server, dsn)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(server):
     """The catalog that `relay db upgrade` leaves."""
     dsn = bare_database(server)
@@ -75,6 +77,7 @@ def test_an_upgrade_is_idempotent(bare):
     assert catalog(bare) == before
 
 
+@one_major
 def test_the_command_says_what_it_did(bare):
     settings = {"RELAY_DATABASE_URL": bare}
     first, second = (relay("db", "upgrade", settings=settings) for _ in range(2))
@@ -83,6 +86,7 @@ def test_the_command_says_what_it_did(bare):
     assert relay("db", "check", settings=settings).returncode == 0
 
 
+@one_major
 def test_ten_processes_at_once_install_it_once(bare, expected):
     code = f"from relay.schema.install import upgrade; print(upgrade({bare!r}))"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(10)]
@@ -172,6 +176,7 @@ def test_plain_sql_twice_says_so_and_changes_nothing(server, bare, expected):
     assert catalog(bare) == expected
 
 
+@one_major
 def test_alembic_gives_the_same(bare, expected):
     done = alembic(bare, "upgrade", "head")
     assert done.returncode == 0, done.stderr
@@ -181,6 +186,7 @@ def test_alembic_gives_the_same(bare, expected):
     assert catalog(bare) == expected
 
 
+@one_major
 def test_alembic_takes_over_what_the_command_installed(bare, expected):
     upgrade(bare)
     done = alembic(bare, "upgrade", "head")
@@ -189,6 +195,7 @@ def test_alembic_takes_over_what_the_command_installed(bare, expected):
     assert alembic(bare, "current").stdout.strip() == f"{VERSION:04d} (head)"
 
 
+@one_major
 def test_alembic_sees_that_the_schema_was_dropped_by_hand(bare, expected):
     alembic(bare, "upgrade", "head")
     execute(bare, "DROP SCHEMA relay CASCADE")
@@ -196,6 +203,7 @@ def test_alembic_sees_that_the_schema_was_dropped_by_hand(bare, expected):
     assert catalog(bare) == expected
 
 
+@one_major
 def test_alembic_downgrades_by_dropping_the_schema(bare):
     alembic(bare, "upgrade", "head")
     assert alembic(bare, "downgrade", "base").returncode == 0
@@ -203,6 +211,7 @@ def test_alembic_downgrades_by_dropping_the_schema(bare):
     assert upgrade(bare) == list(range(1, VERSION + 1))
 
 
+@one_major
 @pytest.mark.parametrize("where", ["outbox", "parked"])
 def test_a_downgrade_that_would_lose_events_is_refused(bare, where):
     upgrade(bare)
@@ -217,6 +226,7 @@ def test_a_downgrade_that_would_lose_events_is_refused(bare, where):
     assert execute(bare, f"SELECT count(*) FROM relay.{where}") == [(1,)]
 
 
+@one_major
 def test_alembic_offline_prints_what_psql_can_run(server, bare, expected):
     printed = alembic("", "upgrade", "head", "--sql")
     assert printed.returncode == 0, printed.stderr
@@ -229,6 +239,7 @@ def test_alembic_offline_prints_what_psql_can_run(server, bare, expected):
     assert execute(bare, "SELECT to_regnamespace('relay')") == [(None,)]
 
 
+@one_major
 def test_five_alembics_at_once_install_it_once(bare, expected):
     environment = {**os.environ, "RELAY_DATABASE_URL": bare}
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]

@@ -317,6 +317,16 @@ class KafkaCluster:
     def resume(self, index: int) -> None:
         os.kill(self.brokers[index].pid, signal.SIGCONT)
 
+    def repair(self) -> None:
+        """As it was at first, whatever a test has left it in."""
+        for broker in self.brokers:
+            if broker.is_running:
+                self.resume(broker.index)
+        for proxy in self.proxies:
+            proxy.heal()
+            proxy.accept()
+        self.up()
+
     def down(self) -> None:
         """Ends all brokers as a power cut does."""
         for broker in self.brokers:

@@ -15,11 +15,15 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from relay.demo.postgres import EmbeddedPostgres
 
 TEMPLATE = "relay_template"
+
+ONE_MAJOR = (pytest.param(16, marks=pytest.mark.faults, id="pg16"), pytest.param(18, id="pg18"))
+"""For what hardly depends on the major and takes long: `make test` takes the newest, `make faults` both."""
 
 _servers: dict[int, EmbeddedPostgres] = {}
 _migrated: set[int] = set()
