@@ -15,7 +15,7 @@ docs/ERRORS.md has a section for each code, and a test compares the two.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 CODES: dict[str, str] = {
     "RLY-101": "the topic name is invalid",
@@ -127,3 +127,12 @@ class GrantError(RelayError):
 
 class OperatorError(RelayError):
     """A command cannot do what was asked, and did nothing."""
+
+
+def words_of(raised: Any) -> tuple[str, str]:
+    """Message and hint of a driver's error. psycopg and psycopg2 have them in `diag`, SQLAlchemy's asyncpg as cause."""
+    diag = getattr(raised, "diag", None)
+    if diag is not None:
+        return diag.message_primary or "", diag.message_hint or ""
+    cause = raised.__cause__
+    return getattr(cause, "message", None) or "", getattr(cause, "hint", None) or ""

@@ -18,7 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alembic import op
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
+from relay.errors import words_of
 from relay.schema.blocks import downgrade_block, upgrade_block
 
 __all__ = ["downgrade_to", "include_name", "upgrade_to"]
@@ -31,7 +34,7 @@ def upgrade_to(version: int, *, after: int = 0) -> None:
     Touches no table of the host's. Waits for a lock for a second at a time, and about 40 seconds in all.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: with RLY-402 or RLY-404 in its text. The host's transaction is rolled back with it.
+        alembic.util.CommandError: RLY-402 or RLY-404. The host's transaction is rolled back with it.
     """
     _run(upgrade_block(after, version, _history()))
 
@@ -42,7 +45,7 @@ def downgrade_to(version: int) -> None:
     With the schema go the versions of all entities: consumers that have seen them ignore what begins again at 1.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: with RLY-404 in its text: events would be lost, or a step has no way back.
+        alembic.util.CommandError: RLY-404: events would be lost, or a step has no way back.
     """
     _run(downgrade_block(version, _history()))
 
@@ -70,4 +73,11 @@ def _run(statement: str) -> None:
         context.impl.static_output(statement + ";\n")
     else:
         # For this call only: set on the connection, the option would change how the host's statements are read.
-        op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+        try:
+            op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+        except DBAPIError as error:
+            message, hint = words_of(error.orig)
+            if not message.startswith("RLY-"):
+                raise
+            # Alembic prints one line of it, where the driver's error would end with a thousand lines of SQL.
+            raise CommandError(f"{message}. Fix: {hint}") from None

@@ -6,9 +6,7 @@ driver's own error is dropped, not chained: SQLAlchemy's carries the statement's
 
 from __future__ import annotations
 
-from typing import Any
-
-from relay.errors import CODES, EventError, GrantError, SchemaError
+from relay.errors import CODES, EventError, GrantError, SchemaError, words_of
 
 
 def translated(error: Exception) -> Exception:
@@ -20,7 +18,7 @@ def translated(error: Exception) -> Exception:
     state = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None) or ""
     code = f"RLY-{state[2:]}"
     if state.startswith("RL") and code in CODES:
-        message, hint = _words(raised)
+        message, hint = words_of(raised)
         return EventError(code, message.removeprefix(f"{code}: ") or CODES[code], hint.rstrip("."))
     if state in ("3F000", "42883"):
         return SchemaError(
@@ -33,12 +31,3 @@ def translated(error: Exception) -> Exception:
             "run the SQL that `relay db grants` prints",
         )
     return error
-
-
-def _words(raised: Any) -> tuple[str, str]:
-    """Message and hint. psycopg and psycopg2 have them in `diag`, SQLAlchemy's asyncpg in the error's cause."""
-    diag = getattr(raised, "diag", None)
-    if diag is not None:
-        return diag.message_primary or "", diag.message_hint or ""
-    cause = raised.__cause__
-    return getattr(cause, "message", None) or "", getattr(cause, "hint", None) or ""
