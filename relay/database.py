@@ -175,7 +175,7 @@ def _explain_statement(error: psycopg.Error, state: str) -> RelayError:
         # "permission denied for table outbox": names of objects, never data.
         what = (error.diag.message_primary or "").removeprefix("permission denied for ") or "an object"
         return GrantError(
-            "RLY-501", f"the database role lacks a right on {what}", "run the SQL that `relay db grants` prints"
+            "RLY-501", f"the database role lacks a right on {what}", "run the SQL that `relay db grants` prints for it"
         )
     if state in ("42P01", "3F000", "42883", "42703"):
         return SchemaError("RLY-401", "a table or function of the schema relay is missing", "run `relay db upgrade`")

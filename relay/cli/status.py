@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
 
 import click
@@ -50,7 +51,8 @@ def as_text(overview: Overview) -> str:
     lines.append("parked    " + _parked(overview))
     lines.append(f"lanes     {overview.lanes_held} of {overview.lanes} held at this moment")
     lines += [f"  {count:>12,}  {name}" for name, count in sorted(overview.holders.items())]
-    lines.append("relays    " + (", ".join(overview.relays) or "none is connected; start `relay run`"))
+    relays = ", ".join(overview.relays) or "none is connected; start `relay run`"
+    lines += textwrap.wrap(f"relays    {relays}", 80, subsequent_indent=" " * 10, break_on_hyphens=False)
     return "\n".join(lines)
 
 
