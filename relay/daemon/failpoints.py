@@ -77,7 +77,8 @@ def _act(action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "stop":
         time.sleep(float(argument or 0))
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: sent to the process, another thread may take it, and this one goes on for a while.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif kind == "exit":
         os._exit(70)
     elif kind == "sleep":
