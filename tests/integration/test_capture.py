@@ -178,6 +178,11 @@ def test_copy_conflicts_and_merge_are_told_row_by_row(users):
         " WHEN NOT MATCHED THEN INSERT (id, email) VALUES (s.id, s.email)"
     )
     assert sorted(told(users)) == [("1", "updated", 2), ("2", "deleted", 3), ("4", "created", 1)]
+    users.execute(
+        "MERGE INTO users AS u USING (VALUES ('x', 3), ('d', 0)) AS s (email, id) ON u.email = s.email"
+        " WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT (id, email) VALUES (s.id, s.email)"
+    )
+    assert told(users) == [("3", "deleted", 2), ("3", "created", 3)]
     users.execute("WITH gone AS (DELETE FROM users WHERE id = 1 RETURNING id) INSERT INTO users SELECT id FROM gone")
     assert told(users) == [("1", "deleted", 3), ("1", "created", 4)]
 
