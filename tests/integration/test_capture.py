@@ -11,7 +11,10 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from relay.outbox import track, untrack
 from relay.schema import capture as captures
 from tests.support.commands import relay
 from tests.support.relay_process import eventually
@@ -257,6 +260,39 @@ def test_concurrent_writers_of_one_row_get_versions_in_the_order_of_their_commit
     events = told(users)
     assert [version for id_, _, version in events if id_ == "1"] == list(range(2, 162))
     assert [version for id_, _, version in events if id_ == "2"] == list(range(2, 82))
+
+
+def test_what_is_tracked_and_captured_is_told_once(users, any_database):
+    """By the trigger, while there is one, and by the unit of work as soon as there is none."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str | None]
+        last_seen: Mapped[int] = mapped_column(default=0)
+
+    engine = create_engine(any_database.replace("postgresql://", "postgresql+psycopg://"))
+    track(User, entity="user")
+    try:
+        with Session(engine) as session:
+            session.add_all([user := User(id=1, email="a"), User(id=2, email="b")])
+            session.commit()
+            assert told(users) == [("1", "created", 1), ("2", "created", 1)]
+            user.email = "c"
+            session.commit()
+            session.execute(text("UPDATE users SET email = 'd' WHERE id = 2"))
+            session.commit()
+            assert told(users) == [("1", "updated", 2), ("2", "updated", 2)]
+            users.execute("SELECT relay.uncapture('users')")
+            user.email = "e"
+            session.commit()
+            assert told(users) == [("1", "updated", 3)]
+    finally:
+        untrack(User)
+        engine.dispose()
 
 
 # Keys, names and tables of every kind

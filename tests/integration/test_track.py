@@ -109,7 +109,13 @@ class City(Base):
     )
 
 
-CLASSES = (User, Order, Line, Token, Employee, Clerk, Manager, Visitor, Node, Country, City)
+class Namesake(Base):
+    __tablename__ = "namesakes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+Namesake.__name__ = "Order"
+CLASSES = (User, Order, Line, Token, Employee, Clerk, Manager, Visitor, Node, Country, City, Namesake)
 
 
 @pytest.fixture(autouse=True)
@@ -996,6 +1002,7 @@ def test_tracking_twice_the_same_is_once_and_otherwise_an_error(on):
         ((User,), {"columns": ["name"], "ignore": ["seen"]}, "both columns and ignore"),
         ((User, Order), {"entity": "thing"}, "several classes"),
         ((Employee, Manager), {}, "shares rows with Employee"),
+        ((Order, Namesake), {}, "would be the entity order, as Order is"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(classes, options, message):

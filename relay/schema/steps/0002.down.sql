@@ -1,4 +1,4 @@
--- Back to step 1. No event and no version is lost: only functions go.
+-- Back to step 1. No event and no version is lost: only functions and triggers go.
 -- Triggers of capture go first: their functions need those below.
 DO $$
 DECLARE
@@ -17,3 +17,5 @@ DROP FUNCTION relay.capture(regclass, text, text[], text[], text), relay.uncaptu
     relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, boolean, text);
 DROP FUNCTION relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[]);
 DROP FUNCTION relay.touch_many(text[], text[], text[], text[], jsonb[], jsonb);
+DROP FUNCTION relay.append_changes(text[], text[], text[], text[], jsonb[], jsonb, bigint[], timestamptz);
+DROP FUNCTION relay.check_changes(text[], text[], text[], text[], jsonb[]);
