@@ -162,6 +162,13 @@ def test_a_row_with_another_key_is_deleted_and_created(users):
     users.execute("ALTER TABLE users DROP CONSTRAINT users_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
     users.execute("UPDATE users SET id = 27 - id WHERE id > 12")
     assert sorted(told(users)) == [("13", "updated", 2), ("14", "updated", 2)]
+    users.execute("UPDATE users SET id = CASE id WHEN 13 THEN 15 ELSE id END, email = 'g'")
+    assert sorted(told(users)) == [
+        ("13", "deleted", 3),
+        ("14", "updated", 3),
+        ("15", "created", 1),
+        ("2", "updated", 2),
+    ]
     users.execute("UPDATE users SET id = 99, email = 'e' WHERE id = 2; UPDATE users SET email = 'f' WHERE id = 99")
     assert told(users)[-1] == ("99", "updated", 2)
 
@@ -263,7 +270,7 @@ def test_concurrent_writers_of_one_row_get_versions_in_the_order_of_their_commit
 
 
 def test_what_is_tracked_and_captured_is_told_once(users, any_database):
-    """By the trigger, while there is one, and by the unit of work as soon as there is none."""
+    """By the trigger, while there is one of that entity, and otherwise by the unit of work."""
 
     class Base(DeclarativeBase):
         pass
@@ -286,10 +293,14 @@ def test_what_is_tracked_and_captured_is_told_once(users, any_database):
             session.execute(text("UPDATE users SET email = 'd' WHERE id = 2"))
             session.commit()
             assert told(users) == [("1", "updated", 2), ("2", "updated", 2)]
+            users.execute("SELECT relay.capture('users', entity => 'person')")
+            user.email = "f"
+            session.commit()
+            assert told(users) == [("1", "updated", 1), ("1", "updated", 3)]
             users.execute("SELECT relay.uncapture('users')")
             user.email = "e"
             session.commit()
-            assert told(users) == [("1", "updated", 3)]
+            assert told(users) == [("1", "updated", 4)]
     finally:
         untrack(User)
         engine.dispose()
