@@ -36,7 +36,7 @@ format: $(STAMP) ## put the code into the house format
 docs: $(STAMP) ## write the tables of the documents from the code
 	@$(BIN)/python -m tests.support.documents
 
-bench: $(STAMP) ## the figures, each with its limit and their ratio (about two hours; ARGS=drain for one)
+bench: $(STAMP) ## the figures, each with its limit and their ratio (about an hour and a half; ARGS=drain for one)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n replays (about an hour)

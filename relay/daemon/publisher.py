@@ -57,17 +57,19 @@ class Publisher:
         self._clock = clock
         self._failures: list[Failure] = []
         self._dead = False
-        self._batch_bytes: int | None = None
+        self._batch_bytes = self._batch_bytes_max()
         self._producer = self._new_producer()
         self.rebuilds = 0
 
+    def _batch_bytes_max(self) -> int:
+        """A batch above a topic's limit is refused whole, with every innocent row in it."""
+        own = int(self._properties.get("batch.size", 1_000_000))
+        smallest = self._brokers.smallest_limit()
+        return own if smallest is None else min(own, smallest)
+
     def _new_producer(self) -> Producer:
-        # A batch above a topic's limit is refused whole, with every innocent row in it.
-        self._batch_bytes = self._brokers.smallest_limit()
-        properties = dict(self._properties)
-        if self._batch_bytes is not None and self._batch_bytes < int(properties.get("batch.size", 1_000_000)):
-            properties["batch.size"] = self._batch_bytes
-        return Producer(properties)
+        self._batch_bytes = self._batch_bytes_max()
+        return Producer({**self._properties, "batch.size": self._batch_bytes})
 
     def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         """Must not raise: that makes librdkafka lose its place."""
@@ -90,7 +92,7 @@ class Publisher:
         """
         topics = {row[3] for row in rows}
         self._brokers.learn(topics)
-        if self._dead or len(self._producer) or self._brokers.smallest_limit() != self._batch_bytes:
+        if self._dead or len(self._producer) or self._batch_bytes_max() != self._batch_bytes:
             self.rebuild()
         self._failures.clear()
         if self._needs_waves(rows, topics):
@@ -101,8 +103,7 @@ class Publisher:
         if any(map(self._is_strict, topics)):
             return True
         # Only payloads that were fetched apart can be too large, unless a topic takes hardly anything.
-        smallest = self._batch_bytes
-        return smallest is not None and (smallest < 16_384 or any(row[8] is not None for row in rows))
+        return self._batch_bytes < 16_384 or any(row[8] is not None for row in rows)
 
     def _publish_together(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
         """Sends all rows; None if all were delivered."""

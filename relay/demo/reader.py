@@ -78,11 +78,12 @@ class Reader:
     def _poll(self) -> None:
         message = self._consumer.poll(0.1)
         if message is not None and message.error() is None:
-            self._take(_record(message), time.time())
+            self._take(record_of(message), time.time())
             self._next[message.partition() or 0] = (message.offset() or 0) + 1
 
 
-def _record(message: Message) -> Record:
+def record_of(message: Message) -> Record:
+    """What the checker is shown of a message."""
     headers: Any = tuple(message.headers() or ())
     return Record(
         topic=message.topic() or "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import capture, drain, idle, latency, memory, track, writers
+from tests.bench import capture, drain, holders, idle, latency, memory, track, writers
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
@@ -14,6 +14,7 @@ MEASUREMENTS = {
     "idle": idle.idle,
     "memory": memory.memory,
     "writers": writers.writers,
+    "holders": holders.holders,
     "track": track.tracking,
     "capture": capture.capture,
 }

@@ -181,10 +181,11 @@ def produce(channel: Channel, bootstrap: str, topic: str, rate: float, count: in
     return sent
 
 
-def write_batches(channel: Channel, dsn: str, topic: str, rate: float, rows: int = 50) -> int:
+def write_batches(channel: Channel, dsn: str, topic: str, rate: float, rows: int = 100) -> int:
     """Emits `rate` events a second in batches of `rows` until it is told to stop; how many."""
     first = 0
     with psycopg.connect(dsn, autocommit=True, prepare_threshold=0) as connection:
+        channel.say("ready")
         started = time.monotonic_ns()
         while not channel.is_stopped:
             _wait_until(started + int(first * 1e9 / rate))
@@ -212,6 +213,8 @@ def receive(channel: Channel, bootstrap: str, topic: str, count: int) -> dict[in
     while len(received) < count:
         message = consumer.poll(1)
         if message is None:
+            if channel.is_stopped:  # nobody listens any more
+                break
             continue
         now = time.monotonic_ns()
         if message.error():

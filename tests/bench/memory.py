@@ -17,8 +17,8 @@ LARGE_BYTES = 100_000
 SETTLE_SECONDS = 5
 
 FILL_LARGE = """\
-INSERT INTO relay.outbox (topic, key, payload)
-SELECT %(topic)s, 'key-' || g, %(payload)s FROM generate_series(1, %(rows)s) AS g"""
+INSERT INTO relay.outbox (lane, topic, key, payload)
+SELECT relay.lane_of('key-' || g), %(topic)s, 'key-' || g, %(payload)s FROM generate_series(1, %(rows)s) AS g"""
 """One payload of random bytes for all: lz4 does not look back as far as the last copy, so nothing is compressed."""
 
 

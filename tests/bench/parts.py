@@ -23,8 +23,8 @@ SCALE = float(os.environ.get("RELAY_BENCH_SCALE", "1"))
 """Below 1 for a quick look: counts and durations shrink by it, and the figures are worth less."""
 
 FILL = """\
-INSERT INTO relay.outbox (topic, key, headers, payload)
-SELECT %(topic)s, 'key-' || (g %% 10000),
+INSERT INTO relay.outbox (lane, topic, key, headers, payload)
+SELECT relay.lane_of('key-' || (g %% 10000)), %(topic)s, 'key-' || (g %% 10000),
        E'trace\\x1f4bf92f3577b34da6a3ce929d0e0e4736\\x1fcontent-type\\x1fapplication/json\\x1f',
        convert_to('{"n":' || lpad(g::text, 10, '0') || ',"text":"' || repeat('abcdefgh', 26) || 'abcdef"}', 'UTF8')
 FROM generate_series(1, %(rows)s) AS g"""
@@ -58,15 +58,21 @@ class Bench:
 @contextmanager
 def bench(version: int = 18) -> Iterator[Bench]:
     """Real Postgres with its durability on, one real broker."""
+    kafka = KafkaCluster(1)
+    kafka.start()
+    try:
+        with database(kafka, version) as setup:
+            yield setup
+    finally:
+        kafka.close()
+
+
+@contextmanager
+def database(kafka: KafkaCluster, version: int = 18) -> Iterator[Bench]:
+    """A server of its own, for measurements that compare several on one broker."""
     with EmbeddedPostgres(version, settings={"shared_buffers": "512MB", "max_wal_size": "8GB"}) as postgres:
-        kafka = KafkaCluster(1)
-        kafka.start()
-        try:
-            dsn = postgres.dsn()
-            upgrade(dsn)
-            yield Bench(postgres, kafka, dsn)
-        finally:
-            kafka.close()
+        upgrade(postgres.dsn())
+        yield Bench(postgres, kafka, postgres.dsn())
 
 
 def execute(dsn: str, *statements: str, **parameters: object) -> None:

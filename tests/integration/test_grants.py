@@ -84,8 +84,8 @@ NEVER = (
     "UPDATE relay.parked SET key = 'forged'",
     "UPDATE relay.parked SET topic = 'forged'",
     "DELETE FROM relay.parked",
-    "INSERT INTO relay.outbox (topic) VALUES ('forged')",
-    "INSERT INTO relay.outbox (id, topic) OVERRIDING SYSTEM VALUE VALUES (1, 'forged')",
+    "INSERT INTO relay.outbox (lane, topic) VALUES (1, 'forged')",
+    "INSERT INTO relay.outbox (id, lane, topic) OVERRIDING SYSTEM VALUE VALUES (1, 1, 'forged')",
     "SELECT setval('relay.outbox_id_seq', 1)",
     "SELECT nextval('relay.outbox_id_seq')",
     "INSERT INTO relay.lane (lane) VALUES (64)",
@@ -94,7 +94,7 @@ NEVER = (
     "UPDATE relay.entity_version SET version = 1",
     "INSERT INTO relay.schema_version (version, oldest_code) VALUES (99, 1)",
     "DELETE FROM relay.schema_version",
-    "SELECT relay.refuse_locks()",
+    "SELECT relay.count_locks(0, 0)",
 )
 
 

@@ -77,13 +77,16 @@ def test_the_format_of_metrics_is_the_one_that_prometheus_asks_for(database):
             assert relay.get(path) == (404, "not found")
 
 
-def test_while_the_database_is_away_a_relay_is_alive_and_not_ready(database, kafka):
+def test_while_the_database_is_away_a_relay_is_alive_and_not_ready(database, kafka, topic):
     """For longer than the limit of /livez; the reason is in /readyz, and all is well when it is back."""
     port = urlsplit(database).port
     with TcpProxy(port) as proxy:
         dsn = database.replace(f":{port}/", f":{proxy.port}/")
         with RelayProcess(dsn, kafka.bootstrap, settings=SHORTEST) as relay:
             relay.wait_started()
+            # Its loop has turned: before that nothing can stand still.
+            scenario.ask(database, "SELECT relay.emit(%s, 'k', 'v'::text)", topic)
+            relay.wait_event("unit.settled")
             proxy.refuse()
             proxy.cut()
             relay.wait_event("database.lost")

@@ -663,14 +663,14 @@ def test_a_role_that_may_only_call_the_functions_can_write_and_nothing_else(any_
     forbidden = [
         *(f"SELECT FROM relay.{table}" for table in TABLES),
         *(f"DELETE FROM relay.{table}" for table in TABLES),
-        "INSERT INTO relay.outbox (topic) VALUES ('t')",
+        "INSERT INTO relay.outbox (lane, topic) VALUES (1, 't')",
         "UPDATE relay.outbox SET topic = 't'",
         "UPDATE relay.entity_version SET version = 0",
         "UPDATE relay.lane SET parked = 0",
         "TRUNCATE relay.outbox",
         "LOCK relay.outbox",
         "SELECT nextval('relay.outbox_id_seq')",
-        "SELECT relay.refuse_locks()",
+        "SELECT relay.count_locks(0, 0)",
         "SELECT relay.unpark(1, false)",
         "SELECT relay.pack_headers('{}')",
         "SELECT relay.event_bytes_max()",
@@ -697,7 +697,11 @@ DECOYS = {
         "convert_to(text, name)",
         "to_json(text)",
         "clock_timestamp()",
-        "gen_random_uuid()",
+        "random()",
+        "lpad(text, integer, text)",
+        "to_hex(bigint)",
+        "pg_backend_pid()",
+        "date_part(text, timestamptz)",
         "pg_advisory_xact_lock(bigint)",
         "pg_try_advisory_xact_lock_shared(bigint)",
         "pg_notify(text, text)",
@@ -705,6 +709,9 @@ DECOYS = {
         "jsonb_typeof(jsonb)",
         "event_bytes_max()",
         "pack_headers(jsonb)",
+        "lane_of(text)",
+        "new_event_id()",
+        "count_locks(integer, integer)",
     ],
     "operators": [
         ("||", "text", "text"),
@@ -759,3 +766,14 @@ def test_namesakes_in_the_callers_search_path_gain_nothing(any_database, schema)
             write_each_way(connection)
     assert len(outbox(any_database)) == 4
     assert query(any_database, "SELECT entity, id, version FROM relay.entity_version") == [("user", "1", 1)]
+
+
+def test_ids_of_events_differ_even_if_sessions_draw_the_same_random_numbers(any_database):
+    """An application may call setseed(); what consumers take for a repeat must be one all the same."""
+    ids: list[UUID] = []
+    for _ in range(3):
+        with psycopg.connect(any_database) as connection:
+            connection.execute("SELECT setseed(0.5)")
+            ids += emit_many(connection, [Event("t", "k", "x")] * 500)
+    assert len(set(ids)) == 1500
+    assert {id_.version for id_ in ids} == {8}

@@ -24,8 +24,9 @@ TURNS = ("empty", "thousand", "million", "thousand-left", "none-left")
 SETTINGS = queries.BEGIN.format(takeover_ms=60_000)
 
 INSERT = """\
-INSERT INTO relay.outbox (topic, key, payload)
-SELECT 'topic-' || n %% 5, 'key-' || n, convert_to(repeat('x', CASE n %% 50 WHEN 0 THEN 5000 ELSE 100 END), 'UTF8')
+INSERT INTO relay.outbox (lane, topic, key, payload)
+SELECT relay.lane_of('key-' || n), 'topic-' || n %% 5, 'key-' || n,
+       convert_to(repeat('x', CASE n %% 50 WHEN 0 THEN 5000 ELSE 100 END), 'UTF8')
 FROM generate_series(1, %s) AS n"""
 
 PARKED = """\

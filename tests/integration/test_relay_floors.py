@@ -33,7 +33,7 @@ def keys_in_busy_lanes(dsn: str) -> list[str]:
     names = [f"{kind}:{number}" for number in range(900, 1400) for kind in "tar"]
     query = """\
         SELECT array_agg(k) FROM unnest(%s::text[]) AS k
-        WHERE (hashtextextended(k, 0) & 63) IN (SELECT hashtextextended(hot, 0) & 63 FROM unnest(%s::text[]) AS hot)"""
+        WHERE relay.lane_of(k) IN (SELECT relay.lane_of(hot) FROM unnest(%s::text[]) AS hot)"""
     return scenario.ask(dsn, query, names, key_names(3))[:6]
 
 

@@ -302,7 +302,7 @@ def test_the_lane_of_a_key_never_changes(bare):
         emit(connection, None, "x")
         rows = connection.execute("SELECT id, key, lane FROM relay.outbox ORDER BY id").fetchall()
     assert [row[2] for row in rows[:5]] == LANES
-    assert rows[5][2] == rows[5][0] & 63
+    assert 0 <= rows[5][2] <= 63
 
 
 LANES = [45, 15, 44, 0, 48]

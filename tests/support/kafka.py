@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+from confluent_kafka import KafkaError as ErrorCode
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
@@ -257,8 +258,17 @@ class KafkaCluster:
         """Returns when every partition has a leader and all its replicas, not before."""
         merged = {"min.insync.replicas": str(self.min_insync_replicas), **config}
         topic = NewTopic(name, partitions, self.replication_factor, config=merged)
-        self._admin_client().create_topics([topic], operation_timeout=30)[name].result()
+        self._until(f"topic {name} is created", lambda: self._has_created(topic))
         self._until(f"topic {name} has its replicas", lambda: self._is_served(name, partitions))
+
+    def _has_created(self, topic: NewTopic) -> bool:
+        """One try, with a new client if need be: one may wait for minutes for a controller that has moved."""
+        try:
+            self._admin_client().create_topics([topic], operation_timeout=10, request_timeout=10)[topic.topic].result()
+        except KafkaException as error:
+            self._admin = None
+            return bool(error.args[0].code() == ErrorCode.TOPIC_ALREADY_EXISTS)
+        return True
 
     def delete_topic(self, name: str) -> None:
         self._admin_client().delete_topics([name], operation_timeout=30)[name].result()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from relay.demo.history import Record
+from relay.demo.reader import record_of
 
 
 def read_topic(bootstrap: str, topic: str, *, timeout: float = 30) -> list[Record]:
@@ -52,7 +53,7 @@ def _read(consumer: Consumer, topic: str, timeout: float) -> list[Record]:
         if message.error() is not None:
             raise KafkaException(message.error())
         if message.offset() < ends.get(message.partition(), 0):
-            records.append(_record(message))
+            records.append(record_of(message))
         if message.offset() + 1 >= ends.get(message.partition(), 0):
             ends.pop(message.partition(), None)
     return records
@@ -88,14 +89,3 @@ def _drop_finished(consumer: Consumer, topic: str, ends: dict[int, int]) -> None
     for position in positions:
         if position.offset >= ends[position.partition]:
             del ends[position.partition]
-
-
-def _record(message: Message) -> Record:
-    return Record(
-        topic=message.topic() or "",
-        partition=message.partition() or 0,
-        offset=message.offset() or 0,
-        key=message.key(),
-        value=message.value(),
-        headers=tuple(message.headers() or ()),
-    )

@@ -254,7 +254,7 @@ class Writer(threading.Thread):
         event_id, value, packed = _one(
             connection,
             "SELECT event_id::text, payload, headers FROM relay.outbox"
-            " WHERE lane = (hashtextextended(%s, 0) & 63)::smallint AND id = currval('relay.outbox_id_seq')",
+            " WHERE lane = relay.lane_of(%s) AND id = currval('relay.outbox_id_seq')",
             [key],
         )
         parts = packed.split(SEPARATOR)[:-1]

@@ -23,8 +23,8 @@ from relay.daemon.parked import ParkedEvent
 from relay.daemon.sightings import Record, Search
 from relay.daemon.whereabouts import Aside, Holder, Waiting, Whereabouts
 from relay.errors import CODES
-from relay.schema.capture import Captured
 from relay.migrations.revision import Revision
+from relay.schema.capture import Captured
 from tests.support.documents import DOCS, MARKED, ROOT, commands, documents, log_rows, rendered
 
 SOURCES = [*sorted((ROOT / "relay").rglob("*.py")), *sorted((ROOT / "migrations").rglob("*.py"))]

@@ -14,7 +14,7 @@ DROP FUNCTION relay.capture(regclass, text, text[], text[], text), relay.uncaptu
     relay.capture_key(regclass, text[]), relay.refuse_columns(regclass, text[]), relay.drop_captured(),
     relay.touch_set(text, text[], jsonb, text), relay.capture_id(text, text[], boolean),
     relay.capture_body(text, text, text[], boolean, boolean, text[], text), relay.checked_id(text),
-    relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, boolean, text);
+    relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, text);
 DROP FUNCTION relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[]);
 DROP FUNCTION relay.touch_many(text[], text[], text[], text[], jsonb[], jsonb);
 DROP FUNCTION relay.append_changes(text[], text[], text[], text[], jsonb[], jsonb, bigint[], timestamptz);

@@ -73,14 +73,11 @@ DECLARE
     packed text := E'\x1fts\x1f' || ts || E'\x1f'
                    || CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
                    || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END;
-    -- To draw each event's id from the operating system costs 3 microseconds, half of all that its row costs. So 96
-    -- bits are drawn for all, and 32 count: the ids are still of version 4, and no two calls have the same.
-    drawn text := left(replace(gen_random_uuid()::text, '-', ''), 24);
     bytes integer;
 BEGIN
     WITH written AS (
-        INSERT INTO relay.outbox AS o (event_id, created_at, topic, key, payload, headers)
-        SELECT (drawn || lpad(to_hex(u.position), 8, '0'))::uuid, locked_at,
+        INSERT INTO relay.outbox AS o (lane, created_at, topic, key, payload, headers)
+        SELECT relay.lane_of(u.entity || ':' || u.id), locked_at,
             coalesce(u.topic, 'relay.changes'), u.entity || ':' || u.id,
             convert_to('{"entity":"' || u.entity || '","id":' || to_json(u.id)::text || ',"action":"' || u.action
                 || '","version":' || u.version || ',"ts":"' || ts || '"'
@@ -88,7 +85,7 @@ BEGIN
             E'entity\x1f' || u.entity || E'\x1fid\x1f' || u.id || E'\x1faction\x1f' || u.action
                 || E'\x1fversion\x1f' || u.version || packed
         FROM unnest(entities, ids, actions, topics, payloads, versions)
-             WITH ORDINALITY AS u (entity, id, action, topic, payload, version, position)
+             AS u (entity, id, action, topic, payload, version)
         RETURNING octet_length(o.payload) + octet_length(o.key) + octet_length(o.headers) AS bytes
     )
     SELECT max(w.bytes) INTO bytes FROM written AS w;
@@ -274,7 +271,7 @@ BEGIN
     PERFORM relay.refuse_columns(relation, columns);
     -- After a swap of tables by renaming, the functions of that name belong to the other one.
     SELECT 'captured_' || left(regexp_replace(c.relname, '[^A-Za-z0-9_]', '_', 'g'), 30) || '_'
-           || left(md5(n.nspname || '.' || c.relname), 6) INTO name
+           || left(to_hex(hashtextextended(n.nspname || '.' || c.relname, 0)), 6) INTO name
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation;
     WHILE EXISTS (SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
                   WHERE p.pronamespace = 'relay'::regnamespace AND p.proname = name || '_insert'
@@ -453,9 +450,6 @@ END $$;
 -- Versions that are there are found by one index scan, whatever the statistics say: hence the settings, and ARRAY(...),
 -- whose length no plan depends on. They are locked in the index' order. That is safe beneath a trigger: its statement
 -- has locked the rows of these entities before, so whoever waits for a version here has waited for the row.
---
--- An event's id is a hash of a random seed and the entity's id, with the marks of a UUID of version 8: a random one for
--- each would take as long as the rest of the row.
 CREATE FUNCTION relay.touch_set(entity text, ids text[], actions jsonb, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
@@ -472,12 +466,11 @@ BEGIN
         RETURNING v.id, v.version
     ), changed AS (
         SELECT b.id, b.version, coalesce(actions ->> b.id, 'updated') AS action,
-               (SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS ts,
-               (SELECT gen_random_uuid()::text) AS seed
+               (SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS ts
         FROM (SELECT * FROM raised UNION ALL SELECT * FROM added) AS b
     )
-    INSERT INTO relay.outbox (event_id, topic, key, payload, headers)
-    SELECT overlay(overlay(md5(c.seed || c.id) PLACING '8' FROM 13) PLACING '8' FROM 17)::uuid,
+    INSERT INTO relay.outbox (lane, topic, key, payload, headers)
+    SELECT relay.lane_of(entity || ':' || c.id),
         topic, entity || ':' || c.id,
         convert_to('{"entity":"' || entity || '","id":' || to_json(c.id)::text || ',"action":"' || c.action
             || '","version":' || c.version || ',"ts":"' || c.ts || '"}', 'UTF8'),
@@ -513,16 +506,16 @@ DECLARE
 BEGIN
     CASE kind
         WHEN 'insert' THEN
-            body := relay.capture_statement(entity, topic, texts, 'created', true,
+            body := relay.capture_statement(entity, topic, texts, 'created',
                                             relay.capture_rows(entity, new_id, 'new_rows AS n', is_unique));
         WHEN 'delete' THEN
-            body := relay.capture_statement(entity, topic, texts, 'deleted', true,
+            body := relay.capture_statement(entity, topic, texts, 'deleted',
                                             relay.capture_rows(entity, old_id, 'old_rows AS o', is_unique));
         WHEN 'truncate' THEN
             body := format($f$    PERFORM relay.touch(%L, '*', 'truncated', %L);
 $f$, entity, topic);
         ELSE
-            body := relay.capture_statement(entity, topic, texts, 'updated', false, format(
+            body := relay.capture_statement(entity, topic, texts, 'updated', format(
                 $f$SELECT %L, %s, 1 FROM new_rows AS n JOIN old_rows AS o ON %s
         WHERE %s AND NOT EXISTS (SELECT FROM new_rows OFFSET 1)$f$, entity, new_id, same_key, differs))
             || format($f$    IF NOT FOUND AND (EXISTS (SELECT FROM new_rows OFFSET 1)
@@ -560,20 +553,19 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- The statement that raises versions and writes events, as relay.touch does. The row lock of each version is taken
--- before its event's id is drawn. None of these events is longer than 10,000 bytes. Of many, the ids are made as in
--- touch_set.
-CREATE FUNCTION relay.capture_statement(entity text, topic text, texts boolean, action text, many boolean, rows text)
+-- before its event's id is drawn. None of these events is longer than 10,000 bytes.
+CREATE FUNCTION relay.capture_statement(entity text, topic text, texts boolean, action text, rows text)
 RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format($f$    WITH raised AS (
         INSERT INTO relay.entity_version AS v (entity, id, version)
         %1$s
         ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
-        RETURNING v.id, v.version, %6$s
+        RETURNING v.id, v.version,
             (SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS ts
     )
-    INSERT INTO relay.outbox (%7$stopic, key, payload, headers)
-    SELECT %8$s'%2$s', '%3$s:' || r.id,
+    INSERT INTO relay.outbox (lane, topic, key, payload, headers)
+    SELECT relay.lane_of('%3$s:' || r.id), '%2$s', '%3$s:' || r.id,
         convert_to('{"entity":"%3$s","id":%4$s,"action":"%5$s","version":' || r.version
             || ',"ts":"' || r.ts || '"}', 'UTF8'),
         E'entity\x1f%3$s\x1fid\x1f' || r.id || E'\x1faction\x1f%5$s\x1fversion\x1f' || r.version
@@ -584,11 +576,7 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     END IF;
 $f$, rows, topic, entity,
      -- Of what has only digits, letters and dashes JSON needs no escapes.
-     CASE WHEN texts THEN $f$' || to_json(r.id)::text || '$f$ ELSE $f$"' || r.id || '"$f$ END, action,
-     CASE WHEN many THEN '(SELECT gen_random_uuid()::text) AS seed,' ELSE '' END,
-     CASE WHEN many THEN 'event_id, ' ELSE '' END,
-     CASE WHEN many THEN $f$overlay(overlay(md5(r.seed || r.id) PLACING '8' FROM 13) PLACING '8' FROM 17)::uuid, $f$
-          ELSE '' END)
+     CASE WHEN texts THEN $f$' || to_json(r.id)::text || '$f$ ELSE $f$"' || r.id || '"$f$ END, action)
 $$;
 
 -- The id, or the error of relay.touch for one that cannot be an id.
@@ -607,7 +595,7 @@ REVOKE ALL ON FUNCTION relay.capture(regclass, text, text[], text[], text), rela
     relay.capture_key(regclass, text[]), relay.refuse_columns(regclass, text[]), relay.drop_captured(),
     relay.touch_set(text, text[], jsonb, text), relay.capture_id(text, text[], boolean),
     relay.capture_body(text, text, text[], boolean, boolean, text[], text), relay.checked_id(text),
-    relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, boolean, text)
+    relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, text)
     FROM PUBLIC;
 
 -- The step notes itself, in its own transaction. Code for step 1 works with it: it only adds.
