@@ -441,7 +441,7 @@ def test_a_role_without_rights_changes_captured_tables_and_nothing_of_relay(user
     for statement in (
         "SELECT relay.uncapture('users')",
         "SELECT relay.capture('own')",
-        "SELECT relay.touch_set('user', '{1}', NULL, 't')",
+        "SELECT relay.touch_set('user', '{1}', 'updated', 't')",
         "SELECT relay.touch('user', '1')",
         "DROP TRIGGER relay_capture_insert ON users",
         "ALTER TABLE users DISABLE TRIGGER ALL",

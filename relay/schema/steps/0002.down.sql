@@ -12,7 +12,7 @@ DROP VIEW relay.captures;
 DROP FUNCTION relay.capture(regclass, text, text[], text[], text), relay.uncapture(regclass),
     relay.capture_tree(regclass), relay.lock_to_change(regclass, text), relay.refuse_capture(regclass),
     relay.capture_key(regclass, text[]), relay.refuse_columns(regclass, text[]), relay.drop_captured(),
-    relay.touch_set(text, text[], jsonb, text), relay.capture_id(text, text[], boolean),
+    relay.touch_set(text, text[], text, text), relay.capture_id(text, text[], boolean),
     relay.capture_body(text, text, text[], boolean, boolean, text[], text), relay.checked_id(text),
     relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, text);
 DROP FUNCTION relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[]);
