@@ -443,10 +443,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Raises the versions of many entities, each named once or none at all (NULL), and writes their events, for updates of
--- many rows. As
--- relay.touch_many in what it writes; 100,000 take half the time, because nothing is sorted or joined, and what all
--- events share is put together once.
+-- Raises the versions of many entities and writes their events, for updates of many rows; ids may be NULL, which is
+-- none, and one that occurs twice counts once. As relay.touch_many in what it writes; 100,000 take half the time, because
+-- nothing is sorted or joined, and what all events share is put together once.
 --
 -- Versions that are there are found by one index scan, whatever the statistics say: hence the settings, and ARRAY(...),
 -- whose length no plan depends on. They are locked in the index' order. That is safe beneath a trigger: its statement
