@@ -12,7 +12,10 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from relay.outbox import track, untrack
 from relay.schema import capture as captures
 from tests.support.commands import relay
 from tests.support.postgres import ONE_MAJOR
@@ -163,6 +166,13 @@ def test_a_row_with_another_key_is_deleted_and_created(users):
     users.execute("ALTER TABLE users DROP CONSTRAINT users_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
     users.execute("UPDATE users SET id = 27 - id WHERE id > 12")
     assert sorted(told(users)) == [("13", "updated", 2), ("14", "updated", 2)]
+    users.execute("UPDATE users SET id = CASE id WHEN 13 THEN 15 ELSE id END, email = 'g'")
+    assert sorted(told(users)) == [
+        ("13", "deleted", 3),
+        ("14", "updated", 3),
+        ("15", "created", 1),
+        ("2", "updated", 2),
+    ]
     users.execute("UPDATE users SET id = 99, email = 'e' WHERE id = 2; UPDATE users SET email = 'f' WHERE id = 99")
     assert told(users)[-1] == ("99", "updated", 2)
 
@@ -182,6 +192,11 @@ def test_copy_conflicts_and_merge_are_told_row_by_row(users):
         " WHEN NOT MATCHED THEN INSERT (id, email) VALUES (s.id, s.email)"
     )
     assert sorted(told(users)) == [("1", "updated", 2), ("2", "deleted", 3), ("4", "created", 1)]
+    users.execute(
+        "MERGE INTO users AS u USING (VALUES ('x', 3), ('d', 0)) AS s (email, id) ON u.email = s.email"
+        " WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT (id, email) VALUES (s.id, s.email)"
+    )
+    assert told(users) == [("3", "deleted", 2), ("3", "created", 3)]
     users.execute("WITH gone AS (DELETE FROM users WHERE id = 1 RETURNING id) INSERT INTO users SELECT id FROM gone")
     assert told(users) == [("1", "deleted", 3), ("1", "created", 4)]
 
@@ -260,6 +275,43 @@ def test_concurrent_writers_of_one_row_get_versions_in_the_order_of_their_commit
     events = told(users)
     assert [version for id_, _, version in events if id_ == "1"] == list(range(2, 162))
     assert [version for id_, _, version in events if id_ == "2"] == list(range(2, 82))
+
+
+def test_what_is_tracked_and_captured_is_told_once(users, any_database):
+    """By the trigger, while there is one of that entity, and otherwise by the unit of work."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str | None]
+        last_seen: Mapped[int] = mapped_column(default=0)
+
+    engine = create_engine(any_database.replace("postgresql://", "postgresql+psycopg://"))
+    track(User, entity="user")
+    try:
+        with Session(engine) as session:
+            session.add_all([user := User(id=1, email="a"), User(id=2, email="b")])
+            session.commit()
+            assert told(users) == [("1", "created", 1), ("2", "created", 1)]
+            user.email = "c"
+            session.commit()
+            session.execute(text("UPDATE users SET email = 'd' WHERE id = 2"))
+            session.commit()
+            assert told(users) == [("1", "updated", 2), ("2", "updated", 2)]
+            users.execute("SELECT relay.capture('users', entity => 'person')")
+            user.email = "f"
+            session.commit()
+            assert told(users) == [("1", "updated", 1), ("1", "updated", 3)]
+            users.execute("SELECT relay.uncapture('users')")
+            user.email = "e"
+            session.commit()
+            assert told(users) == [("1", "updated", 4)]
+    finally:
+        untrack(User)
+        engine.dispose()
 
 
 # Keys, names and tables of every kind
@@ -395,7 +447,7 @@ def test_a_role_without_rights_changes_captured_tables_and_nothing_of_relay(user
     for statement in (
         "SELECT relay.uncapture('users')",
         "SELECT relay.capture('own')",
-        "SELECT relay.touch_set('user', '{1}', NULL, 't')",
+        "SELECT relay.touch_set('user', '{1}', 'updated', 't')",
         "SELECT relay.touch('user', '1')",
         "DROP TRIGGER relay_capture_insert ON users",
         "ALTER TABLE users DISABLE TRIGGER ALL",

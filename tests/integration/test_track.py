@@ -109,7 +109,13 @@ class City(Base):
     )
 
 
-CLASSES = (User, Order, Line, Token, Employee, Clerk, Manager, Visitor, Node, Country, City)
+class Namesake(Base):
+    __tablename__ = "namesakes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+Namesake.__name__ = "Order"
+CLASSES = (User, Order, Line, Token, Employee, Clerk, Manager, Visitor, Node, Country, City, Namesake)
 
 
 @pytest.fixture(autouse=True)
@@ -803,6 +809,7 @@ def test_rows_that_the_database_would_delete_unseen_are_not(on):
 
 
 SEEN = "CREATE FUNCTION relay.seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+SEEING = """EXECUTE FUNCTION relay.seen('{"entity":"user"}')"""
 
 
 def test_a_capture_trigger_has_the_say(own):
@@ -821,7 +828,7 @@ def test_a_capture_trigger_has_the_say(own):
 
     def trigger(when: str) -> None:
         with own.begin() as connection:
-            connection.execute(sa.text(f"CREATE OR REPLACE TRIGGER seen {when} ON users EXECUTE FUNCTION relay.seen()"))
+            connection.execute(sa.text(f"CREATE OR REPLACE TRIGGER seen {when} ON users {SEEING}"))
 
     trigger("AFTER UPDATE")
     assert write(1) == (1, 1)
@@ -846,9 +853,7 @@ def test_names_of_tables_that_are_translated_are_found(own):
             sa.text("CREATE FUNCTION relay.seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
         )
         connection.execute(
-            sa.text(
-                'CREATE TRIGGER seen AFTER INSERT OR UPDATE OR DELETE ON "Tenant 1".users EXECUTE FUNCTION relay.seen()'
-            )
+            sa.text(f'CREATE TRIGGER seen AFTER INSERT OR UPDATE OR DELETE ON "Tenant 1".users {SEEING}')
         )
     for engine_ in (own, tenant):
         with Session(engine_) as session:
@@ -996,6 +1001,7 @@ def test_tracking_twice_the_same_is_once_and_otherwise_an_error(on):
         ((User,), {"columns": ["name"], "ignore": ["seen"]}, "both columns and ignore"),
         ((User, Order), {"entity": "thing"}, "several classes"),
         ((Employee, Manager), {}, "shares rows with Employee"),
+        ((Order, Namesake), {}, "would be the entity order, as Order is"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(classes, options, message):

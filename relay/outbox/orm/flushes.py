@@ -156,18 +156,26 @@ def _write(session: Session, connection: Connection, batch: Batch) -> None:
         gone = [state.key[1] for state, action in changes.items() if action is DELETED and state.key is not None]
         gone += [batch.moved[state] for state in changes if state in batch.moved] if batch.moved else []
         touches.add(plan, [(entity_id(key), PLAIN[DELETED]) for key in gone])
-        keys = [
-            plan.key_of(state) if state.key is None or state in batch.moved else state.key[1]
-            for state, action in changes.items()
-            if action is not DELETED
-        ]
-        actions = [action for action in changes.values() if action is not DELETED]
+        there = ((state, action) for state, action in changes.items() if action is not DELETED)
         if plan.deleted is None and plan.payload is None:
-            touches.add(plan, zip(map(entity_id, keys), map(PLAIN.__getitem__, actions), strict=True))
+            touches.add(plan, ((_id(plan, state, batch), PLAIN[action]) for state, action in there))
         else:
-            states = [state for state, action in changes.items() if action is not DELETED]
-            touches.add(plan, _described(connection, plan, list(zip(states, keys, actions, strict=True))))
+            touches.add(plan, _described(connection, plan, [(s, _key(plan, s, batch), action) for s, action in there]))
     touches.write(session, connection)
+
+
+def _key(plan: Plan, state: State, batch: Batch) -> tuple[Any, ...]:
+    if state.key is None or state in batch.moved:
+        return plan.key_of(state)
+    known: tuple[Any, ...] = state.key[1]
+    return known
+
+
+def _id(plan: Plan, state: State, batch: Batch) -> str:
+    """The id of an object that is there. Most have one integer, for which no tuple is made."""
+    if len(plan.keys) == 1 and type(value := state.dict.get(plan.keys[0])) is int:
+        return str(value)
+    return entity_id(_key(plan, state, batch))
 
 
 def _described(

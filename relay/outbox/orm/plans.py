@@ -241,17 +241,25 @@ def _owner_of_name(mapper: Mapper[Any], source: Mapper[Any]) -> Mapper[Any]:
 
 
 def _refuse_two_names(mapper: Mapper[Any]) -> None:
-    """One row is one entity: classes of one hierarchy that share a key share the name and the topic as well."""
+    """One row is one entity, and one entity is one row: two events of it in one flush would contradict each other."""
     ours = _options[mapper]
+    name = ours.entity or name_of(mapper.class_)
     for other, theirs in _options.items():
-        if other is mapper or not (_shares_keys(mapper, other) or _shares_keys(other, mapper)):
+        if other is mapper:
             continue
-        names = {options.entity or name_of(each.class_) for each, options in ((mapper, ours), (other, theirs))}
-        if len(names) > 1 or ours.topic != theirs.topic:
+        is_same = name == (theirs.entity or name_of(other.class_))
+        shares = mapper.local_table is other.local_table or _shares_keys(mapper, other) or _shares_keys(other, mapper)
+        if shares and not (is_same and ours.topic == theirs.topic):
             raise _refusal(
                 mapper.class_,
                 f"shares rows with {other.class_.__name__}, which is tracked with another entity name or topic",
                 "give both the same entity and topic",
+            )
+        if is_same and not shares:
+            raise _refusal(
+                mapper.class_,
+                f"would be the entity {name}, as {other.class_.__name__} is",
+                "name one of them otherwise",
             )
 
 

@@ -21,8 +21,8 @@ OPTION = "relay"
 
 KEYS_PER_QUERY = 1000
 
-# As touch_many, for the entities whose tables have no capture trigger. The names of the tables are resolved as the
-# unit of work's own statements were, by the session's search_path.
+# As touch_many, for sorted changes of entities whose tables have no capture trigger. The names of the tables are
+# resolved as the unit of work's own statements were, by the session's search_path.
 TOUCH_UNCAPTURED = """
 SELECT relay.touch_uncaptured(
     pg_catalog.string_to_array(CAST(:entities AS pg_catalog.text), pg_catalog.chr(31)),
@@ -60,8 +60,8 @@ class Touches:
             EventError, SchemaError, GrantError: as `touch_many`.
         """
         columns = Columns()
-        for (entity, topic), changes in self._changes.items():
-            columns.extend(entity, topic, changes)
+        for (entity, topic), changes in sorted(self._changes.items(), key=lambda each: each[0][0]):
+            columns.extend(entity, topic, {id_: changes[id_] for id_ in sorted(changes)})
         if not columns.ids:
             return
         parameters = {

@@ -4,27 +4,48 @@
 -- entities cannot deadlock; events are written in the order of the arrays. An entity that occurs several times gets as
 -- many versions. The headers are for all of them.
 --
--- The sort before the insert reads everything below it first: no event's id is drawn before the last lock is held. The
--- joins are of one call's changes, which the planner takes for a handful; a nested loop over 10,000 would take minutes.
+-- All locks are taken by the first statement, and no event's id is drawn before the second. The join is of one call's
+-- changes, which the planner takes for a handful; a nested loop over 10,000 would take minutes.
 CREATE FUNCTION relay.touch_many(entities text[], ids text[], actions text[], topics text[], payloads jsonb[],
                                  headers jsonb DEFAULT '{}') RETURNS bigint[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
-    bad record;
-    packed text := CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
-                   || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END;
-    bytes integer;
     versions bigint[];
+    locked_at timestamptz;
 BEGIN
-    -- Names are few, so each is matched once, and ids are matched all at once: patterns cost more than all else here.
+    PERFORM relay.check_changes(entities, ids, actions, topics, payloads);
+    WITH given AS MATERIALIZED (
+        SELECT u.entity, u.id, u.position,
+               row_number() OVER (PARTITION BY u.entity COLLATE "C", u.id COLLATE "C" ORDER BY u.position) AS nth,
+               count(*) OVER (PARTITION BY u.entity COLLATE "C", u.id COLLATE "C") AS times
+        FROM unnest(entities, ids) WITH ORDINALITY AS u (entity, id, position)
+    ), raised AS (
+        INSERT INTO relay.entity_version AS v (entity, id, version)
+        SELECT g.entity, g.id, g.times FROM given AS g WHERE g.nth = 1
+        ORDER BY g.entity COLLATE "C", g.id COLLATE "C"
+        ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + excluded.version
+        RETURNING v.entity, v.id, v.version
+    )
+    SELECT array_agg(r.version - g.times + g.nth ORDER BY g.position), clock_timestamp() INTO versions, locked_at
+    FROM given AS g JOIN raised AS r ON r.entity = g.entity AND r.id = g.id;
+    PERFORM relay.append_changes(entities, ids, actions, topics, payloads, headers, versions, locked_at);
+    RETURN coalesce(versions, '{}');
+END $$;
+
+-- Characters are matched in all texts at once: a pattern's every call costs more than all else here.
+CREATE FUNCTION relay.check_changes(entities text[], ids text[], actions text[], topics text[], payloads jsonb[])
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    bad record;
+BEGIN
     IF cardinality(entities) <> cardinality(ids) OR cardinality(actions) <> cardinality(ids)
        OR greatest(cardinality(topics), cardinality(payloads)) > cardinality(ids)
        OR array_to_string(ids, '') ~ '[\x01-\x1f\x7f]'
-       OR EXISTS (SELECT FROM unnest(ids) AS i WHERE (i <> '' AND octet_length(i) <= 1024) IS NOT TRUE)
-       OR EXISTS (SELECT FROM (SELECT DISTINCT e.entity, e.action FROM unnest(entities, actions) AS e (entity, action))
-                  AS d WHERE (d.entity ~ '^[A-Za-z0-9_.-]+$' AND octet_length(d.entity) <= 128
-                              AND d.action ~ '^[A-Za-z0-9_.-]+$' AND octet_length(d.action) <= 64) IS NOT TRUE) THEN
+       OR array_to_string(entities, '') !~ '^[A-Za-z0-9_.-]*$' OR array_to_string(actions, '') !~ '^[A-Za-z0-9_.-]*$'
+       OR EXISTS (SELECT FROM unnest(entities, ids, actions) AS u (entity, id, action)
+                  WHERE (octet_length(u.entity) BETWEEN 1 AND 128 AND octet_length(u.id) BETWEEN 1 AND 1024
+                         AND octet_length(u.action) BETWEEN 1 AND 64) IS NOT TRUE) THEN
         SELECT u.entity, u.id, u.action INTO bad FROM unnest(entities, ids, actions) AS u (entity, id, action)
         WHERE (u.entity ~ '^[A-Za-z0-9_.-]+$' AND octet_length(u.entity) <= 128
                AND u.id <> '' AND octet_length(u.id) <= 1024 AND u.id !~ '[\x01-\x1f\x7f]'
@@ -38,86 +59,129 @@ BEGIN
     IF FOUND THEN
         PERFORM relay.refuse_topic(bad.topic);
     END IF;
-    WITH given AS MATERIALIZED (
-        SELECT u.entity, u.id, u.action, u.topic, u.payload, u.position,
-               row_number() OVER (PARTITION BY u.entity COLLATE "C", u.id COLLATE "C" ORDER BY u.position) AS nth,
-               count(*) OVER (PARTITION BY u.entity COLLATE "C", u.id COLLATE "C") AS times
-        FROM unnest(entities, ids, actions, topics, payloads)
-             WITH ORDINALITY AS u (entity, id, action, topic, payload, position)
-    ), raised AS (
-        INSERT INTO relay.entity_version AS v (entity, id, version)
-        SELECT g.entity, g.id, g.times FROM given AS g WHERE g.nth = 1
-        ORDER BY g.entity COLLATE "C", g.id COLLATE "C"
-        ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + excluded.version
-        RETURNING v.entity, v.id, v.version, clock_timestamp() AS at
-    ), numbered AS MATERIALIZED (
-        SELECT g.entity, g.id, g.action, g.topic, g.payload, g.position,
-               r.version - g.times + g.nth AS version
-        FROM given AS g JOIN raised AS r ON r.entity = g.entity AND r.id = g.id
-    ), moment AS MATERIALIZED (
-        -- One for all: when the last lock was had. It is later than any event of these keys that is there already.
-        SELECT max(r.at) AS at, to_char(max(r.at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS ts
-        FROM raised AS r
-    ), written AS (
+END $$;
+
+-- The events of entities whose versions are raised and locked: as relay.touch writes them, in the order of the arrays,
+-- which is the order in which unnest gives its rows; a sort of finished events would not fit into work_mem. They share
+-- one time, which is later than that of any event of these keys that is there already.
+CREATE FUNCTION relay.append_changes(entities text[], ids text[], actions text[], topics text[], payloads jsonb[],
+                                     headers jsonb, versions bigint[], locked_at timestamptz) RETURNS void
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    ts text := to_char(locked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+    packed text := E'\x1fts\x1f' || ts || E'\x1f'
+                   || CASE WHEN headers = '{}' THEN '' ELSE relay.pack_headers(headers) END
+                   || CASE WHEN headers ? 'content-type' THEN '' ELSE E'content-type\x1fapplication/json\x1f' END;
+    bytes integer;
+BEGIN
+    WITH written AS (
         INSERT INTO relay.outbox AS o (lane, created_at, topic, key, payload, headers)
-        SELECT relay.lane_of(n.entity || ':' || n.id), (SELECT at FROM moment),
-            coalesce(n.topic, 'relay.changes'), n.entity || ':' || n.id,
-            convert_to('{"entity":"' || n.entity || '","id":' || to_json(n.id)::text || ',"action":"' || n.action
-                || '","version":' || n.version || ',"ts":"' || (SELECT ts FROM moment) || '"'
-                || CASE WHEN n.payload IS NULL THEN '}' ELSE ',"payload":' || n.payload::text || '}' END, 'UTF8'),
-            E'entity\x1f' || n.entity || E'\x1fid\x1f' || n.id || E'\x1faction\x1f' || n.action
-                || E'\x1fversion\x1f' || n.version || E'\x1fts\x1f' || (SELECT ts FROM moment) || E'\x1f' || packed
-        FROM numbered AS n
-        ORDER BY n.position
+        SELECT relay.lane_of(u.entity || ':' || u.id), locked_at,
+            coalesce(u.topic, 'relay.changes'), u.entity || ':' || u.id,
+            convert_to('{"entity":"' || u.entity || '","id":' || to_json(u.id)::text || ',"action":"' || u.action
+                || '","version":' || u.version || ',"ts":"' || ts || '"'
+                || CASE WHEN u.payload IS NULL THEN '}' ELSE ',"payload":' || u.payload::text || '}' END, 'UTF8'),
+            E'entity\x1f' || u.entity || E'\x1fid\x1f' || u.id || E'\x1faction\x1f' || u.action
+                || E'\x1fversion\x1f' || u.version || packed
+        FROM unnest(entities, ids, actions, topics, payloads, versions)
+             AS u (entity, id, action, topic, payload, version)
         RETURNING octet_length(o.payload) + octet_length(o.key) + octet_length(o.headers) AS bytes
     )
-    SELECT (SELECT max(w.bytes) FROM written AS w), (SELECT array_agg(n.version ORDER BY n.position) FROM numbered AS n)
-    INTO bytes, versions;
+    SELECT max(w.bytes) INTO bytes FROM written AS w;
     IF bytes > relay.event_bytes_max() THEN
         PERFORM relay.refuse_size(bytes);
     END IF;
+    -- As in append_event, once for all.
     IF bytes IS NOT NULL AND NOT pg_try_advisory_xact_lock_shared(7236836) THEN
         PERFORM pg_notify('relay_wake', '');
     END IF;
-    RETURN coalesce(versions, '{}');
 END $$;
 
 -- What the ORM's `track` calls: touch_many for the entities that no trigger of Relay captures. A capture trigger has
 -- written its events by then, in the statement that changed the rows, so those entities' versions are NULL here. Asked
 -- anew at every flush: a trigger may be added or removed beneath applications that run.
+--
+-- The changes come sorted by entity and id, each entity once. Versions that are there are found by one index scan,
+-- whatever the statistics say: hence the settings, and ARRAY(...), whose length no plan depends on. They are locked in
+-- the index' order, and then those that are new; touch_many locks all in one order. It is safe here, and takes a third
+-- less: the flush has locked the rows of these entities before, so whoever waits for a version has waited for the row.
 CREATE FUNCTION relay.touch_uncaptured(entities text[], ids text[], actions text[], topics text[], payloads jsonb[],
                                        headers jsonb, owners text[], tables regclass[]) RETURNS bigint[]
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
     captured text[];
-    versions bigint[];
+    versions bigint[] := '{}';
+    part record;
+    wanted text[];
+    found_ids text[];
+    found_versions bigint[];
 BEGIN
-    -- 28: one trigger or several, for insert, delete and update together. Where an entity has several tables, by joined
+    -- 28: one trigger or several, for insert, delete and update together, which write events of the same entity: under
+    -- another name nobody who waits for this one would hear of it. Where an entity has several tables, by joined
     -- inheritance, all of them: an event twice is better than none.
     SELECT array_agg(c.entity) INTO captured
     FROM (SELECT o.entity FROM unnest(owners, tables) AS o (entity, relation) GROUP BY o.entity
           HAVING bool_and(coalesce((
               SELECT bit_or(t.tgtype) & 28 = 28 FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
               WHERE t.tgrelid = o.relation AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
-                AND p.pronamespace = 'relay'::regnamespace), false))) AS c;
-    IF captured IS NULL THEN
-        RETURN relay.touch_many(entities, ids, actions, topics, payloads, headers);
+                AND p.pronamespace = 'relay'::regnamespace
+                -- As relay.captures reads it.
+                AND CASE WHEN t.tgnargs = 1 THEN convert_from(substr(t.tgargs, 1, octet_length(t.tgargs) - 1),
+                                                              getdatabaseencoding())::jsonb ->> 'entity' END = o.entity
+             ), false))) AS c;
+    IF captured IS NOT NULL THEN
+        SELECT relay.touch_many(array_agg(u.entity ORDER BY position), array_agg(u.id ORDER BY position),
+                                array_agg(u.action ORDER BY position), array_agg(u.topic ORDER BY position),
+                                array_agg(u.payload ORDER BY position), touch_uncaptured.headers)
+        INTO versions
+        FROM unnest(entities, ids, actions, topics, payloads)
+             WITH ORDINALITY AS u (entity, id, action, topic, payload, position)
+        WHERE u.entity <> ALL (captured);
+        RETURN (SELECT array_agg(CASE WHEN u.ours THEN versions[u.nth] END ORDER BY u.position)
+                FROM (SELECT position, entity <> ALL (captured) AS ours,
+                             count(*) FILTER (WHERE entity <> ALL (captured)) OVER (ORDER BY position) AS nth
+                      FROM unnest(entities) WITH ORDINALITY AS e (entity, position)) AS u);
     END IF;
-    SELECT relay.touch_many(array_agg(u.entity ORDER BY position), array_agg(u.id ORDER BY position),
-                            array_agg(u.action ORDER BY position), array_agg(u.topic ORDER BY position),
-                            array_agg(u.payload ORDER BY position), touch_uncaptured.headers)
-    INTO versions
-    FROM unnest(entities, ids, actions, topics, payloads)
-         WITH ORDINALITY AS u (entity, id, action, topic, payload, position)
-    WHERE u.entity <> ALL (captured);
-    RETURN (SELECT array_agg(CASE WHEN u.ours THEN versions[u.nth] END ORDER BY u.position)
-            FROM (SELECT position, entity <> ALL (captured) AS ours,
-                         count(*) FILTER (WHERE entity <> ALL (captured)) OVER (ORDER BY position) AS nth
-                  FROM unnest(entities) WITH ORDINALITY AS e (entity, position)) AS u);
+    PERFORM relay.check_changes(entities, ids, actions, topics, payloads);
+    FOR part IN SELECT e.entity, min(e.position) AS low, max(e.position) AS high
+                FROM unnest(entities) WITH ORDINALITY AS e (entity, position)
+                GROUP BY e.entity ORDER BY e.entity COLLATE "C" LOOP
+        wanted := ids[part.low:part.high];
+        WITH raised AS (
+            UPDATE relay.entity_version AS v SET version = v.version + 1
+            WHERE v.entity = part.entity AND v.id = ANY (ARRAY(SELECT unnest(wanted)))
+            RETURNING v.id, v.version
+        )
+        SELECT array_agg(r.id), array_agg(r.version) INTO found_ids, found_versions FROM raised AS r;
+        IF found_ids = wanted THEN
+            versions := versions || found_versions;
+        ELSE
+            -- Some are new, or the index has another order.
+            WITH added AS (
+                INSERT INTO relay.entity_version AS v (entity, id, version)
+                SELECT part.entity, n.id, 1 FROM (SELECT unnest(wanted) AS id EXCEPT ALL SELECT unnest(found_ids)) AS n
+                ORDER BY n.id COLLATE "C"
+                ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
+                RETURNING v.id, v.version
+            ), raised AS (
+                SELECT f.id, f.version FROM unnest(found_ids, found_versions) AS f (id, version)
+                UNION ALL SELECT a.id, a.version FROM added AS a
+            )
+            SELECT versions || array_agg(r.version ORDER BY w.position) INTO versions
+            FROM unnest(wanted) WITH ORDINALITY AS w (id, position) JOIN raised AS r ON r.id = w.id;
+        END IF;
+    END LOOP;
+    PERFORM relay.append_changes(entities, ids, actions, topics, payloads, headers, versions, clock_timestamp());
+    RETURN versions;
 END $$;
 
 REVOKE ALL ON FUNCTION relay.touch_many(text[], text[], text[], text[], jsonb[], jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.check_changes(text[], text[], text[], text[], jsonb[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.append_changes(text[], text[], text[], text[], jsonb[], jsonb, bigint[], timestamptz)
+    FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[])
     FROM PUBLIC;
 
@@ -379,40 +443,58 @@ BEGIN
     END LOOP;
 END $$;
 
--- Raises the versions of many entities and writes their events, for updates of many rows. `actions` holds those that
--- are not "updated". As relay.touch_many in what it writes; 100,000 take half the time, because nothing is sorted or
--- joined.
+-- Raises the versions of many entities and writes their events, for updates of many rows; ids may be NULL, which is
+-- none, and one that occurs twice counts once. As relay.touch_many in what it writes; 100,000 take half the time, because
+-- nothing is sorted or joined, and what all events share is put together once.
 --
 -- Versions that are there are found by one index scan, whatever the statistics say: hence the settings, and ARRAY(...),
 -- whose length no plan depends on. They are locked in the index' order. That is safe beneath a trigger: its statement
 -- has locked the rows of these entities before, so whoever waits for a version here has waited for the row.
-CREATE FUNCTION relay.touch_set(entity text, ids text[], actions jsonb, topic text) RETURNS void
+CREATE FUNCTION relay.touch_set(entity text, ids text[], action text, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
+DECLARE
+    found_ids text[];
+    versions bigint[];
+    added record;
+    ts text;
+    keyed text := entity || ':';
+    opening text := '{"entity":"' || entity || '","id":';
+    middle text := ',"action":"' || action || '","version":';
+    ending text;
+    headers text := E'entity\x1f' || entity || E'\x1fid\x1f';
+    more_headers text := E'\x1faction\x1f' || action || E'\x1fversion\x1f';
+    last_headers text;
 BEGIN
+    IF ids IS NULL THEN
+        RETURN;
+    END IF;
     WITH raised AS (
         UPDATE relay.entity_version AS v SET version = v.version + 1
         WHERE v.entity = entity AND v.id = ANY (ARRAY(SELECT unnest(ids)))
         RETURNING v.id, v.version
-    ), added AS (
-        INSERT INTO relay.entity_version AS v (entity, id, version)
-        SELECT entity, c.id, 1 FROM (SELECT unnest(ids) AS id EXCEPT SELECT r.id FROM raised AS r) AS c
-        ORDER BY c.id COLLATE "C"
-        ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
-        RETURNING v.id, v.version
-    ), changed AS (
-        SELECT b.id, b.version, coalesce(actions ->> b.id, 'updated') AS action,
-               (SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS ts
-        FROM (SELECT * FROM raised UNION ALL SELECT * FROM added) AS b
     )
+    SELECT array_agg(r.id), array_agg(r.version) INTO found_ids, versions FROM raised AS r;
+    IF cardinality(found_ids) = cardinality(ids) IS NOT TRUE THEN
+        WITH added AS (
+            INSERT INTO relay.entity_version AS v (entity, id, version)
+            SELECT entity, n.id, 1 FROM (SELECT unnest(ids) AS id EXCEPT SELECT unnest(found_ids)) AS n
+            ORDER BY n.id COLLATE "C"
+            ON CONFLICT ON CONSTRAINT entity_version_pkey DO UPDATE SET version = v.version + 1
+            RETURNING v.id, v.version
+        )
+        SELECT array_agg(a.id) AS ids, array_agg(a.version) AS versions INTO added FROM added AS a;
+        found_ids := found_ids || added.ids;
+        versions := versions || added.versions;
+    END IF;
+    ts := to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+    ending := ',"ts":"' || ts || '"}';
+    last_headers := E'\x1fts\x1f' || ts || E'\x1fcontent-type\x1fapplication/json\x1f';
     INSERT INTO relay.outbox (lane, topic, key, payload, headers)
-    SELECT relay.lane_of(entity || ':' || c.id),
-        topic, entity || ':' || c.id,
-        convert_to('{"entity":"' || entity || '","id":' || to_json(c.id)::text || ',"action":"' || c.action
-            || '","version":' || c.version || ',"ts":"' || c.ts || '"}', 'UTF8'),
-        E'entity\x1f' || entity || E'\x1fid\x1f' || c.id || E'\x1faction\x1f' || c.action
-            || E'\x1fversion\x1f' || c.version || E'\x1fts\x1f' || c.ts || E'\x1fcontent-type\x1fapplication/json\x1f'
-    FROM changed AS c;
+    SELECT relay.lane_of(keyed || c.id), topic, keyed || c.id,
+           convert_to(opening || to_json(c.id)::text || middle || c.version || ending, 'UTF8'),
+           headers || c.id || more_headers || c.version || last_headers
+    FROM unnest(found_ids, versions) AS c (id, version);
     IF FOUND AND NOT pg_try_advisory_xact_lock_shared(7236836) THEN
         PERFORM pg_notify('relay_wake', '');
     END IF;
@@ -456,16 +538,16 @@ $f$, entity, topic);
         WHERE %s AND NOT EXISTS (SELECT FROM new_rows OFFSET 1)$f$, entity, new_id, same_key, differs))
             || format($f$    IF NOT FOUND AND (EXISTS (SELECT FROM new_rows OFFSET 1)
                           OR NOT EXISTS (SELECT FROM new_rows AS n JOIN old_rows AS o ON %1$s)) THEN
-        SELECT array_agg(c.id), jsonb_object_agg(c.id, c.action) FILTER (WHERE c.action IS NOT NULL) INTO ids, actions
-        FROM (SELECT coalesce(%2$s, %3$s) AS id, CASE WHEN %4$s THEN 'created' WHEN %5$s THEN 'deleted' END AS action
-              FROM old_rows AS o FULL JOIN new_rows AS n ON %1$s
-              WHERE %4$s OR %5$s OR %6$s) AS c;
-        IF ids IS NOT NULL THEN
-            PERFORM relay.touch_set(%7$L, ids, actions, %8$L);
-        END IF;
+        SELECT array_agg(%3$s) FILTER (WHERE %5$s) AS deleted,
+               array_agg(%2$s) FILTER (WHERE NOT (%4$s OR %5$s) AND %6$s) AS updated,
+               array_agg(%2$s) FILTER (WHERE %4$s) AS created
+        INTO changed FROM old_rows AS o FULL JOIN new_rows AS n ON %1$s;
+        PERFORM relay.touch_set(%7$L, changed.deleted, 'deleted', %8$L),
+                relay.touch_set(%7$L, changed.updated, 'updated', %8$L),
+                relay.touch_set(%7$L, changed.created, 'created', %8$L);
     END IF;
 $f$, same_key, new_id, old_id, is_new, is_gone, differs, entity, topic);
-            RETURN E'\nDECLARE\n    ids text[];\n    actions jsonb;\nBEGIN\n' || body || E'    RETURN NULL;\nEND ';
+            RETURN E'\nDECLARE\n    changed record;\nBEGIN\n' || body || E'    RETURN NULL;\nEND ';
     END CASE;
     RETURN E'\nBEGIN\n' || body || E'    RETURN NULL;\nEND ';
 END $$;
@@ -529,7 +611,7 @@ REVOKE ALL ON relay.captures FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.capture(regclass, text, text[], text[], text), relay.uncapture(regclass),
     relay.capture_tree(regclass), relay.lock_to_change(regclass, text), relay.refuse_capture(regclass),
     relay.capture_key(regclass, text[]), relay.refuse_columns(regclass, text[]), relay.drop_captured(),
-    relay.touch_set(text, text[], jsonb, text), relay.capture_id(text, text[], boolean),
+    relay.touch_set(text, text[], text, text), relay.capture_id(text, text[], boolean),
     relay.capture_body(text, text, text[], boolean, boolean, text[], text), relay.checked_id(text),
     relay.capture_rows(text, text, text, boolean), relay.capture_statement(text, text, boolean, text, text)
     FROM PUBLIC;
