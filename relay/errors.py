@@ -6,7 +6,8 @@ RelayError
 ├── UnreachableError   RLY-3xx  a dependency does not answer                                          exit 3
 ├── SchemaError        RLY-4xx  the schema `relay` is missing, too old or too new                     exit 4
 ├── GrantError         RLY-5xx  the database role may not do what it has to do                        exit 1
-└── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
+├── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
+└── CacheError         RLY-9xx  the cache or a consumer was asked for what it cannot do               exit 1
 
 RLY-7xx are no exceptions: they say in logs, in `relay status` and beside parked events why something waits. RLY-8xx are
 what `relay doctor` finds.
@@ -79,6 +80,8 @@ CODES: dict[str, str] = {
     "RLY-812": "a topic takes less than the outbox",
     "RLY-813": "a topic has too few replicas to be written",
     "RLY-814": "a topic keeps too few copies",
+    "RLY-951": "there is no key for session tokens",
+    "RLY-952": "a session token is refused",
 }
 """Code to meaning, in one place: `docs/ERRORS.md` explains each."""
 
@@ -127,3 +130,7 @@ class GrantError(RelayError):
 
 class OperatorError(RelayError):
     """A command cannot do what was asked, and did nothing."""
+
+
+class CacheError(RelayError):
+    """The cache or a consumer was asked for what it cannot do. No copy was changed."""
