@@ -46,6 +46,9 @@ class Lease(NamedTuple):
     """The whole record as it is now, or None if there is none: it may hold an old value for those who accept one."""
     now_ms: int
     """The server's clock."""
+    stamps: Sequence[bytes] = ()
+    """What the stamps hold now, in the order in which they were named: granted together with the lease, so before the
+    load. Empty if the tier is closed."""
 
 
 class Put(NamedTuple):
@@ -78,12 +81,15 @@ class Reject(Enum):
 
 
 class Bump(NamedTuple):
-    """An event to be applied to one record."""
+    """An event to be applied to one record.
+
+    A deletion is an event like any other: the next read loads the absence under a lease. Written by the event it would
+    stay for ever where the record had been evicted, the entity made anew, and the event came twice.
+    """
 
     key: str
     version: int | None
     """None: a foreign event without a version. The value goes, and whoever is loading may not put."""
-    is_deletion: bool
     unknown: bool
     """Mark the record as unknown instead: its event could not be applied."""
 
@@ -94,7 +100,7 @@ class Applied(NamedTuple):
     epoch: bytes | None
     """The epoch of the tier; None: it is closed."""
     lost: bool
-    """The tier forgot progress that it had acknowledged, or somebody began a new epoch: compare the epoch."""
+    """The tier has less than what it had acknowledged: it lost writes. Open a new epoch."""
 
 
 class Progress(NamedTuple):
@@ -107,8 +113,9 @@ class Progress(NamedTuple):
 class Position(NamedTuple):
     """How far a partition has been applied: all events below `offset`.
 
-    `expected` is what this consumer has had acknowledged in this epoch: if the tier has less, it lost writes. 0 claims
-    nothing. The tier keeps the greatest offset: a consumer that lost its partition does no harm.
+    `expected` is the offset at which the batch begins, also in the first one after an assignment: if the tier has less
+    (nothing counts as 0), it lost writes, whoever made them. The tier keeps the greatest offset, so a consumer that lost
+    its partition does no harm.
     """
 
     topic: str
@@ -128,8 +135,9 @@ class SharedTier(Protocol):
         ...
 
     def lease(self, key: str, want: int, stamps: Sequence[str], *, refresh: bool) -> Lease:
-        """Asks to be the one who loads. `want` is the least version that would do; `refresh` asks for a lease although
-        there is a value. Missing stamps are made."""
+        """Asks to be the one who loads. `want` is the least version that would do, and for derived records the digest
+        that would do, 0 if a stamp was missing; `refresh` asks for a lease although there is a value. Missing stamps are
+        made."""
         ...
 
     def put(self, put: Put) -> Reject | None:
@@ -145,11 +153,19 @@ class SharedTier(Protocol):
         ...
 
     def open(self, cause: str, positions: Sequence[Position]) -> bytes:
-        """Begins a new epoch: every record written before is void. Returns its id."""
+        """Begins a new epoch: every record written before is void. Returns its id.
+
+        The offsets of these positions replace what the tier has of their partitions. It keeps those of others if it was
+        open: every claim is true of an epoch without records, and several consumers do not void each other's for ever.
+        """
         ...
 
     def progress(self) -> Progress:
         """The epoch, and the offset up to which each partition has been applied in it."""
+        ...
+
+    def time(self) -> int:
+        """The server's clock in milliseconds, for those who have not heard of it by a lease."""
         ...
 
 
