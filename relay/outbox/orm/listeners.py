@@ -59,15 +59,15 @@ def version_of(session: Any, instance: object) -> int | None:
             "RLY-130", f"the class {type(instance).__name__} is not tracked", "track it, or keep what touch returns"
         )
     key = state.key[1] if state.key is not None else plan.key_of(state)
-    return versions.find(_plain(session), (plan.entity, plans.entity_id(key)))
+    return versions.find(plain(session), (plan.entity, plans.entity_id(key)))
 
 
-def _plain(session: Any) -> Session:
+def plain(session: Any) -> Session:
     """The session behind a scoped or an asynchronous one."""
     if isinstance(session, scoped_session | async_scoped_session):
         session = session()
     if isinstance(session, AsyncSession):
         session = session.sync_session
     if not isinstance(session, Session):
-        raise EventError("RLY-111", f"a {type(session).__name__} has no tracked objects", "pass a session of the ORM")
+        raise EventError("RLY-111", f"a {type(session).__name__} is no session of the ORM", "pass a session of the ORM")
     return session
