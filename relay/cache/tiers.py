@@ -114,8 +114,8 @@ class Position(NamedTuple):
     """How far a partition has been applied: all events below `offset`.
 
     `expected` is the offset at which the batch begins, also in the first one after an assignment: if the tier has less
-    (nothing counts as 0), it lost writes, whoever made them. The tier keeps the greatest offset, so a consumer that lost
-    its partition does no harm.
+    (nothing counts as 0), it lost writes, whoever made them. The tier keeps the greatest offset, so a consumer that
+    lost its partition does no harm.
     """
 
     topic: str
@@ -135,9 +135,11 @@ class SharedTier(Protocol):
         ...
 
     def lease(self, key: str, want: int, stamps: Sequence[str], *, refresh: bool) -> Lease:
-        """Asks to be the one who loads. `want` is the least version that would do, and for derived records the digest
-        that would do, 0 if a stamp was missing; `refresh` asks for a lease although there is a value. Missing stamps are
-        made."""
+        """Asks to be the one who loads. Missing stamps are made.
+
+        `want` is the least version that would do; for derived records the digest that would do, 0 if a stamp was
+        missing. `refresh` asks for a lease although there is a value.
+        """
         ...
 
     def put(self, put: Put) -> Reject | None:
@@ -149,7 +151,7 @@ class SharedTier(Protocol):
         ...
 
     def apply(self, bumps: Sequence[Bump], stamps: Sequence[str], positions: Sequence[Position]) -> Applied:
-        """Applies events and notes the progress, together. Nothing happens if the tier is closed or has lost progress."""
+        """Applies events and notes the progress, together. Does nothing if the tier is closed or has lost progress."""
         ...
 
     def open(self, cause: str, positions: Sequence[Position]) -> bytes:

@@ -15,7 +15,7 @@ all three live and die together: a floor that can be evicted apart from its leas
     32      8      lease: a random token, or zeros
     40      8      when the lease ends, in milliseconds of the server's clock
     48      8      when the value was written, in milliseconds of the server's clock
-    56      4      soft TTL in milliseconds from then on
+    56      4      soft TTL in milliseconds from then on; 0: there is none
     60      4      how long loading took, in milliseconds
     64             the value
 
@@ -77,8 +77,7 @@ def decode_record(data: bytes | None) -> Record | None:
     """The record, or None for what is absent, foreign, truncated or of another format: all of them are misses."""
     if data is None or len(data) < HEADER_BYTES or data[:2] != b"R\x01":
         return None
-    _, _, *fields = HEADER.unpack_from(data)
-    return Record(*fields, payload=data[HEADER_BYTES:])
+    return Record._make((*HEADER.unpack_from(data)[2:], data[HEADER_BYTES:]))
 
 
 def encode_record(record: Record) -> bytes:
