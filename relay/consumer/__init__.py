@@ -1,0 +1,7 @@
+"""Following changes inside a service: keeping caches right, and own hooks."""
+
+from relay.consumer.consumer import Consumer
+from relay.consumer.health import Health, Problem
+from relay.core.change import Change, Limits
+
+__all__ = ["Change", "Consumer", "Health", "Limits", "Problem"]
