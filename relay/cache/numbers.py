@@ -66,7 +66,7 @@ SESSION_TOKENS: Final = Metric(
     "session_tokens_total",
     "counter",
     ("result",),
-    "Session tokens: taken, or refused as oversized, malformed, forged or expired, or lost by the store.",
+    "Session tokens: taken; refused as oversized, malformed, forged or expired; lost or not_kept by the store.",
 )
 TIER_ERRORS: Final = Metric(
     "tier_errors_total", "counter", ("tier", "reason"), "Calls of a tier that failed; reads went on without it."

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 from uuid import UUID
 
-from relay.cache.numbers import SESSION_TOKENS, Recorder
+from relay.cache.numbers import SESSION_TOKENS, Metric, Recorder
 from relay.core.record import VERSION_MAX
 from relay.core.token import (
     KEY_BYTES_MIN,
@@ -29,12 +29,15 @@ from relay.core.token import (
     Floor,
     Floors,
     Refusal,
+    Ticket,
     fingerprint,
     higher,
     merged,
     signed,
+    signed_ticket,
     trimmed,
     verified,
+    verified_ticket,
 )
 from relay.errors import CacheError
 
@@ -44,6 +47,7 @@ FLOORS_IN_MEMORY_MAX: Final = 4096
 """A session that has seen more entities forgets the oldest, and sends them to the primary."""
 
 Id = str | int | UUID
+T = TypeVar("T")
 
 CURRENT: ContextVar[OpenSession | None] = ContextVar("relay_session", default=None)
 """The session of this thread or task. The read path asks it for `least` and tells it what it gave, with `observe`."""
@@ -201,16 +205,26 @@ class Sessions:
         Raises:
             CacheError: RLY-952 for a token that is refused, if `must_be_good`.
         """
-        if not token:
-            return OpenSession(self)
-        found = verified(token, self._keys, self._namespace, self.now())
-        if not isinstance(found, Refusal):
-            self._count("taken")
-            return OpenSession(self, found)
-        self._count(found.value)
-        if self._must_be_good:
+        found = self._refused_or(verified(token, self._keys, self._namespace, self.now())) if token else NOTHING
+        return OpenSession(self, refusal=found) if isinstance(found, Refusal) else OpenSession(self, found)
+
+    def verify_ticket(self, text: str | None) -> Ticket | Refusal | None:
+        """The ticket of a stored session; None if there is none.
+
+        Raises:
+            CacheError: as `open`.
+        """
+        return self._refused_or(verified_ticket(text, self._keys, self._namespace, self.now())) if text else None
+
+    def _refused_or(self, found: T | Refusal) -> T | Refusal:
+        self.count(SESSION_TOKENS, found.value if isinstance(found, Refusal) else "taken")
+        if isinstance(found, Refusal) and self._must_be_good:
             raise CacheError("RLY-952", f"the session token is {found.value}", "begin a new session without a token")
-        return OpenSession(self, refusal=found)
+        return found
+
+    def token(self, session: OpenSession) -> str:
+        """As `session.token()`: what a middleware asks, of this class and of stored sessions alike."""
+        return session.token()
 
     def sign(self, floors: Floors) -> str:
         """The token of these floors.
@@ -218,10 +232,22 @@ class Sessions:
         Raises:
             CacheError: RLY-951: there is no key to sign with.
         """
+        return signed(floors, self._key(), self._namespace, self.now())
+
+    def sign_ticket(self, ticket: Ticket) -> str:
+        """The text of a ticket.
+
+        Raises:
+            CacheError: RLY-951: there is no key to sign with.
+        """
+        return signed_ticket(ticket, self._key(), self._namespace)
+
+    def _key(self) -> bytes:
         if not self._keys:
             raise CacheError("RLY-951", "there is no key to sign session tokens with", "pass keys to Sessions")
-        return signed(floors, self._keys[0], self._namespace, self.now())
+        return self._keys[0]
 
-    def _count(self, result: str) -> None:
+    def count(self, metric: Metric, *labels: str) -> None:
+        """Tells the recorder, if there is one."""
         if self._recorder is not None:
-            self._recorder.count(SESSION_TOKENS, result)
+            self._recorder.count(metric, *labels)

@@ -33,6 +33,8 @@ CHARACTERS_MAX: Final = 2048
 KEY_BYTES_MIN: Final = 16
 _HEAD: Final = struct.Struct(">BIIB")
 _FLOOR: Final = struct.Struct(">8sQI")
+_TICKET: Final = struct.Struct(">B16s8sI")
+_TICKET_FORMAT: Final = 128
 _MAC_BYTES: Final = 32
 _WRITTEN: Final = 1 << 63
 _TIME_MAX: Final = 2**32 - 1
@@ -124,6 +126,40 @@ def verified(text: str, keys: Sequence[bytes], namespace: str, now: int) -> Floo
     Args:
         keys: the newest first; those that were in use before are there until their tokens have ended.
     """
+    body = _verified_body(text, keys, namespace)
+    return body if isinstance(body, Refusal) else _floors(body, now)
+
+
+class Ticket(NamedTuple):
+    """What a client carries of a session that is kept on the server."""
+
+    name: bytes
+    """16 random bytes."""
+    addition: bytes
+    """8 random bytes that the store keeps together with what was added last: without them, it has lost that."""
+    until: int
+    """When the last floor ends, in seconds of Unix time."""
+
+
+def signed_ticket(ticket: Ticket, key: bytes, namespace: str) -> str:
+    """The text of a ticket: 84 characters."""
+    body = _TICKET.pack(_TICKET_FORMAT, ticket.name, ticket.addition, min(ticket.until, _TIME_MAX))
+    return urlsafe_b64encode(body + _mac(body, key, namespace)).rstrip(b"=").decode("ascii")
+
+
+def verified_ticket(text: str, keys: Sequence[bytes], namespace: str, now: int) -> Ticket | Refusal:
+    """The ticket that one of `keys` has signed, as `verified`."""
+    body = _verified_body(text, keys, namespace)
+    if isinstance(body, Refusal):
+        return body
+    if len(body) != _TICKET.size or body[0] != _TICKET_FORMAT:
+        return Refusal.MALFORMED
+    _, *fields = _TICKET.unpack(body)
+    ticket = Ticket(*fields)
+    return ticket if ticket.until > now else Refusal.EXPIRED
+
+
+def _verified_body(text: str, keys: Sequence[bytes], namespace: str) -> bytes | Refusal:
     if len(text) > CHARACTERS_MAX:
         return Refusal.OVERSIZED
     raw = _decoded(text)
@@ -132,14 +168,12 @@ def verified(text: str, keys: Sequence[bytes], namespace: str, now: int) -> Floo
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
     # All keys are tried, and compared in constant time: how long it takes says nothing of how near a guess was.
     matches = [hmac.compare_digest(mac, _mac(body, key, namespace)) for key in keys]
-    if not any(matches):
-        return Refusal.FORGED
-    return _floors(body, now)
+    return body if any(matches) else Refusal.FORGED
 
 
 def _floors(body: bytes, now: int) -> Floors | Refusal:
     """What a body holds that we have signed: of an older or newer format, perhaps."""
-    form, _, forgotten_until, count = _HEAD.unpack_from(body)
+    form, _, forgotten_until, count = _HEAD.unpack_from(body)  # a body is never shorter: see _verified_body
     if form != FORMAT or count > FLOORS_MAX or len(body) != _HEAD.size + count * _FLOOR.size:
         return Refusal.MALFORMED
     by_entity = {
