@@ -59,7 +59,7 @@ class Program:
             _print(f"{at:7.1f} s  {text}")
 
     def _set_the_stage(self, parts: ExitStack) -> Stage:
-        _print("relay demo: changes travel from an application to Kafka while things break.\n")
+        _print("relay demo: changes travel from an application to the caches of others while things break.\n")
         with self._step() as done:
             database = self._database()
             parts.callback(database.close)
@@ -79,6 +79,10 @@ class Program:
             stage.start_reader()
             stage.start_application()
             done("an application, and a reader", "SQLAlchemy; a consumer")
+        with self._step() as done:
+            redis_url = self._environ.get("RELAY_REDIS_URL", "")
+            stage.start_copies(redis_url)
+            done("Redis, a consumer, two services", "a given Redis" if redis_url else "temporary")
         _print("\n  Everything that was started or created here is removed at the end.\n")
         return stage
 
