@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "RLY-939": "the process tier has no feed",
     "RLY-951": "there is no key for session tokens",
     "RLY-952": "a session token is refused",
+    "RLY-953": "the Redis client of a session store decodes responses",
 }
 """Code to meaning, in one place: `docs/ERRORS.md` explains each."""
 

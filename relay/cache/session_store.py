@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from relay.cache.numbers import SESSION_TOKENS
 from relay.cache.sessions import OpenSession, Sessions
 from relay.core.token import Floor, Floors, Refusal, Ticket
+from relay.errors import CacheError
 
 FORGOTTEN: Final = b"forgotten_until"
 ADDITION: Final = b"+"
@@ -74,11 +75,30 @@ class SessionStore(Protocol):
         ...
 
 
+def fit(client: Any) -> Any:
+    """The client, unless it makes texts of bytes.
+
+    Raises:
+        CacheError: RLY-953.
+    """
+    if client.connection_pool.connection_kwargs.get("decode_responses"):
+        raise CacheError(
+            "RLY-953", "the Redis client decodes responses", "give sessions a client without decode_responses"
+        )
+    return client
+
+
 class RedisSessions:
-    """A store in Redis or Valkey, through a client of redis-py: one hash for each session, with a TTL."""
+    """A store in Redis or Valkey, through a client of redis-py: one hash for each session, with a TTL.
+
+    The client's time-outs are those of a request: keep them short.
+
+    Raises:
+        CacheError: RLY-953: the client decodes responses.
+    """
 
     def __init__(self, client: Any, namespace: str) -> None:
-        self._client = client
+        self._client = fit(client)
         self._prefix = f"relay:{{{namespace}}}:session:"
         self._add = client.register_script(ADD)
 
@@ -95,7 +115,7 @@ class AsyncRedisSessions:
     """The same through a client of redis.asyncio."""
 
     def __init__(self, client: Any, namespace: str) -> None:
-        self._client = client
+        self._client = fit(client)
         self._prefix = f"relay:{{{namespace}}}:session:"
         self._add = client.register_script(ADD)
 
