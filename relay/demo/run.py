@@ -21,7 +21,7 @@ from relay.demo.brokers import Brokers, GivenBrokers, MockBrokers
 from relay.demo.children import clean_environ
 from relay.demo.databases import Database, GivenDatabase, TemporaryDatabase
 from relay.demo.stage import Stage
-from relay.demo.verdict import is_kept, judge, lines
+from relay.demo.verdict import NOBODY_READ, is_kept, judge, lines
 from relay.errors import ConfigError, RelayError
 
 LOG_MAX: Final = 200
@@ -139,9 +139,10 @@ class Program:
             _print(f"\nverdict: NONE. The history cannot be judged: {error}")
             return 1
         _print("")
-        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max):
+        reads = NOBODY_READ if stage.copies is None else stage.copies.figures()
+        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max, reads=reads):
             _print(line)
-        return 0 if is_kept(verdict, left) else 1
+        return 0 if is_kept(verdict, left, reads) else 1
 
 
 def _check_mark() -> str:

@@ -126,13 +126,13 @@ def main() -> None:
             value = None if row.value is None else {"balance": row.value.balance, "revision": row.value.revision}
             return Versioned(value, row.version, row.cacheable)
 
-    feed = Feed(kafka=json.loads(os.environ["DEMO_KAFKA"]), topics=[os.environ["DEMO_TOPIC"]], local=local, shared=shared)
+    feed = Feed(
+        kafka=json.loads(os.environ["DEMO_KAFKA"]), topics=[os.environ["DEMO_TOPIC"]], local=local, shared=shared
+    )
     stop, tally = threading.Event(), Tally()
     threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
     floors = Floors(os.environ["DEMO_REDIS"], local)
-    threads = [
-        threading.Thread(target=read, args=(account, floors, tally, stop), daemon=True) for _ in range(THREADS)
-    ]
+    threads = [threading.Thread(target=read, args=(account, floors, tally, stop), daemon=True) for _ in range(THREADS)]
     with feed:
         for thread in threads:
             thread.start()
