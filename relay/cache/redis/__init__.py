@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from relay.cache.redis.async_shared import AsyncRedisShared
     from relay.cache.redis.shared import RedisShared
 
-__all__ = ["RedisShared"]
+__all__ = ["AsyncRedisShared", "RedisShared"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from relay.cache.redis.shared import RedisShared
 
         return RedisShared
+    if name == "AsyncRedisShared":
+        from relay.cache.redis.async_shared import AsyncRedisShared
+
+        return AsyncRedisShared
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
 """Connections of redis-py, held by us: a command costs one write and one read, and nobody reads another caller's reply.
 
 The clients of redis-py take a connection from their pool, look whether it is readable, and give it back, for every
-command; that is more work than the command itself. Here a connection stays with us for as long as it lives. Whoever uses
-one owns it meanwhile, and one that was left in the middle of an exchange, for whatever reason, is disconnected: its reply
-would otherwise be taken for that of the next command.
+command; that is more work than the command itself. Here a connection stays with us for as long as it lives. Whoever
+uses one owns it meanwhile, and one that was left in the middle of an exchange, for whatever reason, is disconnected:
+its reply would otherwise be taken for that of the next command.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Connections:
                 connection.send_packed_command(connection.pack_commands(commands))
                 replies = [connection.read_response(disable_decoding=True) for _ in commands]
         except BaseException as error:
-            if isinstance(error, ResponseError) and len(commands) == 1 and connection.is_connected:
+            if isinstance(error, ResponseError) and len(commands) == 1:
                 self._idle.append(connection)  # the whole reply was read, and it was no
             else:
                 connection.disconnect()
