@@ -17,6 +17,7 @@ from typing import Final
 
 from relay.cache.tiers import Bump, Position, SharedTier, TierError
 from relay.consumer.lane import Lane
+from relay.failpoints import failpoint
 
 TRIES: Final = 5
 """Others may begin epochs at the same time. Each try finds the newest; five in a row say that something is wrong."""
@@ -68,6 +69,8 @@ class Applier:
     def _open(self, cause: str, owned: Sequence[Lane]) -> None:
         """The positions are those of what is applied: no claim about events that are yet to come."""
         positions = [Position(lane.topic, lane.partition, lane.applied, lane.applied) for lane in owned]
+        failpoint("consumer_before_epoch")
         self.epoch = self._tier.open(cause, positions)
+        failpoint("consumer_after_epoch")
         self._cause = None
         self._on_epoch(cause)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from relay.cache.numbers import Numbers, Recorder
 from relay.cache.tiers import SharedTier
+from relay.consumer.calls import HookSettings
 from relay.consumer.events import say
-from relay.consumer.health import Health
+from relay.consumer.health import Health, Troubles
+from relay.consumer.hooks import Hook, Hooks
 from relay.consumer.settings import consumer_properties
 from relay.core.change import LIMITS, Limits
 from relay.errors import CacheError, ConfigError
@@ -34,6 +36,10 @@ class Consumer:
         topics: what to consume.
         group: consumers of one group share the partitions.
         shared: the shared tier that this group keeps right, if there is one.
+        hooks: deadlines, tries and threads of hooks.
+        hook_loop: where hooks that are coroutine functions run. By default the loop in which `async with` is entered,
+            otherwise one of the consumer's own.
+        dead_letters: topic to dead-letter topic; by default its name with `.dead`, created when it is needed.
         limits: what an event may have at most.
         from_beginning: whether a group without offsets begins with the oldest event; otherwise with the next one.
         recorder: where metrics go.
@@ -50,6 +56,9 @@ class Consumer:
         topics: Sequence[str],
         group: str,
         shared: SharedTier | None = None,
+        hooks: HookSettings | None = None,
+        hook_loop: asyncio.AbstractEventLoop | None = None,
+        dead_letters: Mapping[str, str] | None = None,
         limits: Limits = LIMITS,
         from_beginning: bool = False,
         recorder: Recorder | None = None,
@@ -65,11 +74,31 @@ class Consumer:
         self._limits = limits
         self._from_beginning = from_beginning
         self._recorder: Recorder = recorder if recorder is not None else Numbers()
+        self._hooks = Hooks()
+        self._hook_settings = hooks or HookSettings()
+        self._hook_loop = hook_loop
+        self._dead_letters = dict(dead_letters or {})
         self._lock = threading.Lock()
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._failure: BaseException | None = None
+
+    def on(self, entity: str, hook: Hook | None = None) -> Any:
+        """Has the hook called with every change of this entity, `"*"` for all; a decorator if no hook is given.
+
+        A hook may be a coroutine function. It may be called again for the same event, and of one partition's events it
+        is called in their order. It returns what else has to be invalidated: `Key`, `Stamp`, several of them, or None.
+
+        Raises:
+            CacheError: RLY-930, it cannot be called, or the consumer runs already.
+        """
+        if hook is None:
+            return lambda function: self.on(entity, function) or function
+        if self._thread is not None and self._thread.is_alive():
+            raise CacheError("RLY-930", "the consumer runs already", "add hooks before start()")
+        self._hooks.add(entity, hook)
+        return None
 
     def start(self) -> None:
         """Starts the polling thread and returns at once. Started twice, it goes on.
@@ -124,6 +153,8 @@ class Consumer:
         self.stop()
 
     async def __aenter__(self) -> Self:
+        if self._hook_loop is None:
+            self._hook_loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.start)
         return self
 
@@ -134,18 +165,33 @@ class Consumer:
 
     def _new_loop(self) -> Loop:
         try:
+            from relay.consumer.deadletters import DeadLetters
             from relay.consumer.loop import Loop
+            from relay.consumer.runner import Runner
             from relay.consumer.source import Source
         except ImportError:
             raise ConfigError("RLY-208", "confluent-kafka is not installed", "pip install 'relay[consumer]'") from None
+        troubles = Troubles()
+        runner = Runner(
+            self._name,
+            self._hooks,
+            self._hook_settings,
+            shared=self._shared,
+            dead_letters=DeadLetters(self._properties, self._name, self._dead_letters),
+            troubles=troubles,
+            recorder=self._recorder,
+            loop=self._hook_loop,
+        )
         return Loop(
             self._name,
             lambda listener, on_error: Source(
                 self._properties, self._topics, listener, from_beginning=self._from_beginning, on_error=on_error
             ),
-            self._shared,
-            self._recorder,
-            self._limits,
+            shared=self._shared,
+            recorder=self._recorder,
+            runner=runner,
+            troubles=troubles,
+            limits=self._limits,
         )
 
     def _run(self, loop: Loop) -> None:

@@ -15,8 +15,10 @@ class Task(NamedTuple):
 
     offset: int
     event: Change | Malformed
-    message: Any
-    """The record as the client handed it over."""
+    record: Any
+    """As the client handed it over."""
+    stays_unknown: bool
+    """Its entity was marked as unknown when this event was applied, and its hooks have to unmark it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +38,7 @@ class Lane:
     topic_id: str = ""
     tasks: deque[Task] = field(default_factory=deque)
     busy: bool = False
-    """A hook is at work on the first task."""
+    """It is in the hands of a worker, or waits for one."""
     revoked: bool = False
     is_paused: bool = False
     end: int | None = None

@@ -22,17 +22,29 @@ from relay.consumer.applying import Applier
 from relay.consumer.effects import Effects
 from relay.consumer.events import say
 from relay.consumer.health import Health, Troubles
-from relay.consumer.lane import Lane
+from relay.consumer.lane import Lane, Task
+from relay.consumer.runner import Runner
 from relay.consumer.source import Cold, Listener, Source
 from relay.core.backoff import backoff_seconds
-from relay.core.change import LIMITS, Change, Limits, decode
+from relay.core.change import LIMITS, Change, Limits, Malformed, decode, entity_of_key
 from relay.errors import CacheError
+from relay.failpoints import declare, failpoint
 
 BATCH: Final = 1000
 POLL_SECONDS: Final = 0.1
 BEAT_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 10.0
+
+FAILPOINTS: Final = declare(
+    "consumer_before_apply",
+    "consumer_after_apply",
+    "consumer_between_effects",
+    "consumer_before_commit",
+    "consumer_after_commit",
+    "consumer_before_epoch",
+    "consumer_after_epoch",
+)
 
 
 class Loop(Listener):
@@ -42,8 +54,11 @@ class Loop(Listener):
         self,
         name: str,
         make_source: Callable[[Listener, Callable[[Any], None]], Source],
+        *,
         shared: SharedTier | None,
         recorder: Recorder,
+        runner: Runner,
+        troubles: Troubles,
         limits: Limits = LIMITS,
     ) -> None:
         self._name = name
@@ -61,7 +76,9 @@ class Loop(Listener):
         self._lag: dict[tuple[str, int], int | None] = {}
         self._cold: list[Lane] = []
         self._source: Source
-        self.troubles = Troubles()
+        self._runner = runner
+        self._tasks: dict[Lane, list[Task]] = {}
+        self.troubles = troubles
         self.is_running = False
 
     def health(self) -> Health:
@@ -88,6 +105,7 @@ class Loop(Listener):
             self._finish()
         finally:
             self._source.close()
+            self._runner.close()
             self.is_running = False
 
     def _turn(self) -> None:
@@ -99,9 +117,13 @@ class Loop(Listener):
                 "RLY-931", f"Kafka has shut this consumer out: {self._fatal.name()}",
                 "start it anew; give each member a group.instance.id of its own",
             )  # fmt: skip
+        if self._runner.failure is not None:
+            raise self._runner.failure
         now = time.monotonic()
         self._apply(now)
         self._restart_cold()
+        self._runner.watch()
+        self._balance()
         if now >= self._commit_at:
             self._commit_at = now + COMMIT_SECONDS
             self._look()
@@ -110,7 +132,7 @@ class Loop(Listener):
     def _read(self, records: Sequence[Any]) -> None:
         """Decodes into the effects of the batch. A lane that is not owned any more is passed over."""
         lanes, effects, limits = self._source.lanes, self._effects, self._limits
-        malformed = 0
+        hooks_of, unknown = self._runner.hooks.of, self._runner.unknown
         for record in records:
             error = record.error()
             if error is not None:
@@ -121,14 +143,17 @@ class Loop(Listener):
             if lane is None or offset < lane.read:
                 continue
             lane.read = offset + 1
-            event = decode(record.key(), record.value(), record.headers(), limits)
+            event = _decoded(record, limits)
+            stays_unknown = False
             if isinstance(event, Change):
-                effects.add(event)
+                has_hooks = bool(hooks_of(event.entity))
+                stays_unknown = bool(unknown) and has_hooks and (event.entity, event.id) in unknown
+                effects.add(event, stays_unknown=stays_unknown)
+                if not has_hooks:
+                    continue
             else:
                 effects.add_malformed(event)
-                malformed += 1
-        if malformed:
-            self._recorder.count(EVENTS, self._name, "malformed", by=malformed)
+            self._tasks.setdefault(lane, []).append(Task(offset, event, record, stays_unknown))
 
     def _apply(self, now: float) -> None:
         """Applies what was read, or tells the tier each second that nothing was: so a flush is noticed."""
@@ -137,6 +162,7 @@ class Loop(Listener):
         if not lanes or now < self._retry_at:
             return
         events = sum(lane.read - lane.applied for lane in lanes)
+        failpoint("consumer_before_apply")
         try:
             if self._applier is None:
                 for lane in lanes:
@@ -144,31 +170,44 @@ class Loop(Listener):
             else:
                 self._applier.apply(self._effects.bumps(), lanes, owned)
         except TierError as error:
-            self._on_tier_error(error, now, owned)
+            self._on_tier_error(error, now)
             return
+        if events:
+            failpoint("consumer_after_apply")
         self._effects = Effects()
         self._progress_at = now
+        for lane, tasks in self._tasks.items():
+            self._runner.submit(lane, tasks)
+        self._tasks = {}
         if lanes is owned:
             self._beat_at = now + BEAT_SECONDS
         if events:
             self._recorder.count(EVENTS, self._name, "applied", by=events)
         if self._attempt:
             self._attempt = 0
-            self._source.resume(owned)
             away = self.troubles.end("tier") or 0
             say(logging.INFO, "consumer.tier_back", consumer=self._name, away_s=round(away, 1))
 
-    def _on_tier_error(self, error: TierError, now: float, owned: Sequence[Lane]) -> None:
+    def _on_tier_error(self, error: TierError, now: float) -> None:
         """Keeps the position and its effects, fetches nothing more, and tries again."""
         self._attempt += 1
         self._retry_at = now + backoff_seconds(self._attempt, random.random(), first=0.05, cap=2.0)  # noqa: S311
-        self._source.pause(owned)
         if self.troubles.begin("tier", "RLY-932", error.reason):
             say(logging.ERROR, "consumer.tier_lost", consumer=self._name, code="RLY-932", reason=error.reason)
 
+    def _balance(self) -> None:
+        """Fetches nothing while the tier is away, nor of a lane whose hooks are behind."""
+        most = self._runner.settings.queue_max
+        lanes = self._source.lanes.values()
+        behind = [lane for lane in lanes if self._attempt or len(lane.tasks) > (most // 4 if lane.is_paused else most)]
+        self._source.pause(behind)
+        self._source.resume([lane for lane in lanes if lane not in behind])
+
     def _commit(self, lanes: Sequence[Lane], *, wait: bool) -> None:
+        failpoint("consumer_before_commit")
         try:
             self._source.commit(lanes, wait=wait)
+            failpoint("consumer_after_commit")
             error = self._source.commit_error
         except KafkaException as raised:
             error = raised.args[0]
@@ -184,10 +223,16 @@ class Loop(Listener):
     def _finish(self) -> None:
         """What was fetched is applied, if the tier answers, and committed; then the group is left."""
         deadline = time.monotonic() + (DRAIN_SECONDS if self._drain else 0)
-        while any(lane.read > lane.applied for lane in self._source.lanes.values()) and time.monotonic() < deadline:
-            self._source.pause(self._source.lanes.values())
-            self._source.fetch(1, 0.01)
+        while time.monotonic() < deadline:
+            lanes = list(self._source.lanes.values())
+            self._source.pause(lanes)
+            self._source.fetch(1, 0)
             self._apply(time.monotonic())
+            self._runner.watch()
+            is_applied = not any(lane.read > lane.applied for lane in lanes)
+            if self._runner.settle(lanes, 0.05, all_of_them=True) and is_applied:
+                break
+        self._commit(list(self._source.lanes.values()), wait=True)
 
     # From within fetch.
 
@@ -197,12 +242,15 @@ class Loop(Listener):
         for start in cold:
             self._go_cold(start)
         self._beat_at = 0.0
-        if self._attempt:
-            self._source.pause(lanes)
 
     def on_lost(self, lanes: Sequence[Lane], *, may_commit: bool) -> None:
         """Lanes that go. Committing here, before the others have them, is what keeps repeats few."""
         say(logging.INFO, "consumer.revoked", consumer=self._name, partitions=len(lanes), lost=not may_commit)
+        for lane in lanes:
+            lane.revoked = True  # no further task of it is begun
+        until = time.monotonic() + self._runner.settings.hook_seconds + 1
+        while not self._runner.settle(lanes, 0.1, all_of_them=False) and time.monotonic() < until:
+            self._runner.watch()
         if may_commit:
             self._commit(lanes, wait=True)
 
@@ -244,3 +292,11 @@ class Loop(Listener):
             if not lane.revoked:
                 self._go_cold(Cold("offsets out of range", lane.topic, lane.partition, end))
                 self._source.restart(lane, end)
+
+
+def _decoded(record: Any, limits: Limits) -> Change | Malformed:
+    try:
+        headers = record.headers()
+    except UnicodeDecodeError:  # the client decodes the names
+        return Malformed("a header is invalid", *(entity_of_key(record.key()) or (None, None)))
+    return decode(record.key(), record.value(), headers, limits)

@@ -30,8 +30,8 @@ COMMON: Final[Mapping[str, Any]] = {
     "topic.metadata.refresh.interval.ms": 10_000,
     "log_level": 0,
 }
-"""Errors come to us, so librdkafka need not write to stderr. Partitions that were added, and topics that came back, are seen
-within ten seconds."""
+"""Errors come to us, so librdkafka need not write to stderr. Partitions that were added, and topics that came back, are
+seen within ten seconds."""
 
 
 def consumer_properties(kafka: Mapping[str, Any], group: str | None) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Source:
         Raises:
             KafkaException: the commit failed; only if it is waited for.
         """
-        changed = [(lane, lane.done) for lane in lanes if lane.done > lane.committed]
+        changed = [(lane, lane.done) for lane in lanes if lane.done != lane.committed]
         if not changed:
             return
         offsets = [TopicPartition(lane.topic, lane.partition, done, lane.topic_id) for lane, done in changed]

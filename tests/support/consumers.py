@@ -6,7 +6,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_BEGINNING, Message, Producer, TopicPartition
+from confluent_kafka import Consumer as Client
+
+from relay.consumer import Consumer
 
 WAIT_SECONDS = 60.0
 """Until something happens that must happen; only a failing test waits so long."""
@@ -63,3 +66,26 @@ def until(what: str, holds: Callable[[], object], timeout_seconds: float = WAIT_
     while not holds():
         assert time.monotonic() < deadline, f"waited {timeout_seconds:g} s until {what}"
         time.sleep(0.02)
+
+
+def owns(consumer: Consumer, partitions: int = 8) -> bool:
+    """Whether it owns so many partitions, and may go on doing so."""
+    consumer.wait(0)
+    return len(consumer.health().lag) == partitions
+
+
+def dead_letters(bootstrap: str, topic: str, count: int) -> list[Message]:
+    """The first so many events that were set aside."""
+    client = Client({"bootstrap.servers": bootstrap, "group.id": fresh_group(), "log_level": 0})
+    try:
+        client.assign([TopicPartition(f"{topic}.dead", 0, OFFSET_BEGINNING)])
+        found: list[Message] = []
+        deadline = time.monotonic() + WAIT_SECONDS
+        while len(found) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} events were set aside"
+            record = client.poll(0.2)
+            if record is not None and record.error() is None:
+                found.append(record)
+        return found
+    finally:
+        client.close()
