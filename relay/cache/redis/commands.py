@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from struct import Struct, pack
@@ -12,10 +13,12 @@ from relay.cache.limits import TierLimits
 from relay.cache.redis.scripts import APPLY, LEASE, OPEN, PROGRESS, PUT, RELEASE, Call, Word, call
 from relay.cache.tiers import Applied, Bump, Grant, Lease, Page, Position, Progress, Put, Reject, TierError
 from relay.core.record import FORMAT, NO_LEASE
+from relay.errors import CacheError
 
 KEYS_MAX: Final = 512
 """Keys in one command: a longer one would keep the server from everybody else."""
 TOKEN_BYTES: Final = 8
+NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 SET_BY_PUT: Final = 2 | 8 | 16
 """NEGATIVE, DERIVED and KEEP are said by whoever puts; HAS_VALUE is what a put means."""
 
@@ -31,6 +34,9 @@ class Commands:
         namespace: letters, digits, dot, dash and underscore; the hash tag of every key, so that all lie in one slot.
         clock: milliseconds to be used in place of the server's: for simulations only, where all processes share it.
         token: eight random bytes, never zeros.
+
+    Raises:
+        CacheError: RLY-903.
     """
 
     def __init__(
@@ -40,6 +46,12 @@ class Commands:
         clock: Callable[[], int] | None = None,
         token: Callable[[], bytes] | None = None,
     ) -> None:
+        if not NAMESPACE.fullmatch(namespace):
+            raise CacheError(
+                "RLY-903",
+                f"the namespace {namespace[:100]!r} is not made of letters, digits, dot, dash and underscore",
+                "choose one of 1 to 100 of these",
+            )
         self.limits = limits
         self.prefix = f"relay:{{{namespace}}}:"
         self.epoch_key = self.prefix + "epoch"
