@@ -10,12 +10,14 @@ StateT = TypeVar("StateT", bound=Hashable)
 
 
 class Move(NamedTuple):
-    """One indivisible deed in a trace: of whom (reader, process or consumer), and which version it was about."""
+    """One indivisible deed in a trace: of whom (reader, process or consumer), which version it was about, and in which
+    process a read begins."""
 
     deed: str
     who: int | None = None
     version: int | None = None
     outcome: str = ""
+    where: int | None = None
 
     def __str__(self) -> str:
         """The move as a reader of traces wants it, as in "reader 0 puts v1: accepted"."""
@@ -23,7 +25,8 @@ class Move(NamedTuple):
         who = "" if self.who is None else f" {self.who}"
         version = "" if self.version is None else f" v{self.version}"
         outcome = f": {self.outcome}" if self.outcome else ""
-        return f"{actor}{who} {rest}{version}{outcome}"
+        where = "" if self.where is None else f" in process {self.where}"
+        return f"{actor}{who} {rest}{version}{where}{outcome}"
 
 
 class Outcome(NamedTuple):

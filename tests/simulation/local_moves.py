@@ -41,7 +41,7 @@ def _applies(state: State, case: Case, who: int, local: Local) -> tuple[Move, St
         if case.guards.unversioned_blocks:
             after = after._replace(blocked=True, floor_offset=offset)
             readers = tuple(
-                reader._replace(is_older=True) if reader.at != IDLE and reader.process == who else reader
+                reader._replace(is_void=True) if reader.at != IDLE and reader.process == who else reader
                 for reader in state.readers
             )
             state = state._replace(readers=readers)

@@ -28,7 +28,8 @@ def moves_of_readers(state: State, case: Case) -> Reads:
         if reader.at == IDLE:
             anywhere = case.has_session and who == 0
             for process in range(case.processes) if anywhere else (who % case.processes,):
-                yield from _begins(state, case, who, process)
+                for move, after, wrong in _begins(state, case, who, process):
+                    yield move._replace(where=process) if case.processes > 1 else move, after, wrong
         elif reader.at == LOADING:
             yield from _loads(state, case, who, reader)
         elif reader.at == LOADED:
@@ -55,7 +56,7 @@ def _begins(state: State, case: Case, who: int, process: int) -> Reads:
         of_generation=case.has_local and (local.is_open or not guards.opening_is_a_generation),
         floor_at_start=floor if case.budget.sweeps else 0,
         need=need,
-        is_older=local.blocked,
+        is_void=local.blocked,
         promised=max(promised, floor),
     )
     if not case.has_shared or not tier.epoch:
@@ -122,7 +123,9 @@ def _puts(state: State, case: Case, who: int, reader: Reader) -> tuple[Move, Sta
     else:
         state = _released(state, reader)
     move = Move("reader puts in shared tier", who, reader.value, "accepted" if accepted else "refused")
-    return move, _with_reader(state, who, reader._replace(at=FETCHED, lease=0)), None
+    # Refused, something newer is known there, of which this process may not have heard.
+    is_void = reader.is_void or (not accepted and tier.epoch != 0)
+    return move, _with_reader(state, who, reader._replace(at=FETCHED, lease=0, is_void=is_void)), None
 
 
 def _accepts(case: Case, state: State, reader: Reader) -> bool:
@@ -146,7 +149,7 @@ def _ends(state: State, case: Case, who: int, reader: Reader) -> tuple[Move, Sta
     if not case.has_local:
         return _returns(Move("reader returns", who, reader.value), state, case, who, (reader.value, reader.promised))
     is_floored = case.guards.local_floors and reader.value < local.floor
-    may_put = local.is_open and reader.of_generation and not local.blocked and not reader.is_older
+    may_put = local.is_open and reader.of_generation and not local.blocked and not reader.is_void
     accepted = may_put and not is_floored and reader.value >= local.entry
     if accepted:
         locals_ = list(state.locals)

@@ -69,8 +69,9 @@ class Reader(NamedTuple):
     of_generation: bool = False
     """Whether the process tier was open when the read began, and has not begun a new generation since."""
     floor_at_start: int = 0
-    is_older: bool = False
-    """Whether the process was blocked by an event without a version when the read began, or since."""
+    is_void: bool = False
+    """What it finds must not be put into the process tier: the process was blocked by an event without a version when
+    the read began or since, or the shared tier has refused it."""
     need: int = 0
     promised: int = 0
     """What it may not get less than: the session's token, and what its process had applied, when the read began."""
