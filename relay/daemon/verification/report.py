@@ -9,9 +9,9 @@ from relay.daemon.verification.knowledge import ENTRY, EVENT, KINDS, READ, Tally
 from relay.daemon.verification.verifier import Verifier
 
 MEANS = {
-    EVENT: "events of the topic, from their arrival",
-    ENTRY: "records in Redis, from a look into the database",
-    READ: "reads of a record, at random moments",
+    EVENT: "events, since they arrived",
+    ENTRY: "records, since the database was asked",
+    READ: "reads, at random moments",
 }
 
 

@@ -58,6 +58,7 @@ class Verifier:
         scales: in seconds, rising.
         clock: monotonic, in seconds.
         draw: of the uniform distribution over [0, 1).
+        pending_max: looks that are not due yet; above it, `share` is halved.
         on_violation: called with the entity, what was found and its trace, once for each stretch of staleness.
     """
 
@@ -69,12 +70,14 @@ class Verifier:
         clock: Callable[[], float],
         draw: Callable[[], float],
         reads_per_turn: int = 50,
+        pending_max: int = PENDING_MAX,
         on_violation: Callable[[Name, dict[str, Any], list[dict[str, Any]]], None] = lambda *_: None,
     ) -> None:
         self._sources = sources
         self._clock = clock
         self._draw = draw
         self._reads_per_turn = reads_per_turn
+        self._pending_max = pending_max
         self._on_violation = on_violation
         self._entities: OrderedDict[Name, Entity] = OrderedDict()
         self._agenda: list[_Probe] = []
@@ -135,7 +138,7 @@ class Verifier:
             for scale in self.tally.scales:
                 self._number += 1
                 heapq.heappush(self._agenda, _Probe(now + scale, self._number, kind, scale, name, version))
-        if len(self._agenda) > PENDING_MAX:
+        if len(self._agenda) > self._pending_max:
             self.share /= 2
             self._agenda = [probe for probe in self._agenda if self._is_sampled(probe.name)]
             heapq.heapify(self._agenda)
