@@ -76,7 +76,7 @@ class ReferenceTier:
         with self._lock:
             now = self._clock()
             if self.epoch is None:
-                return Lease(Grant.CLOSED, NO_LEASE, 0, None, None, now)
+                return Lease(Grant.CLOSED, NO_LEASE, 0, None, None, now, [])
             held = [self._stamp(stamp, token, now) for stamp in stamps]
             record = self._record(key, now)
             grant = self._grant(record, want, refresh, now)
@@ -86,7 +86,7 @@ class ReferenceTier:
                 )
                 # The end of a value is a promise, and is not moved by those who want to load another one.
                 shortest = 0 if leased.has_value else self.limits.lease_ms + self.limits.grace_ms
-                self._set(key, leased, max(self._left(key, now), shortest), now)
+                self._set(key, leased, max(self._left(key, now) if record else 0, shortest), now)
             return Lease(
                 grant,
                 token if grant is Grant.GRANTED else NO_LEASE,

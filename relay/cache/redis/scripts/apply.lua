@@ -18,9 +18,8 @@ if offsets.err then
 end
 local known = offsets[1] == epoch
 for i = 2, #fields do
-  local offset = known and tonumber(offsets[i] or 0) or 0
-  offsets[i] = offset
-  if offset < tonumber(ARGV[3 * i + 1]) then
+  offsets[i] = known and tonumber(offsets[i] or nil)
+  if (offsets[i] or 0) < tonumber(ARGV[3 * i + 1]) then
     return {epoch, 1}
   end
 end
@@ -74,7 +73,7 @@ if not known then
 end
 local notes = {'epoch', epoch}
 for i = 2, #fields do
-  if tonumber(ARGV[3 * i + 2]) > offsets[i] then
+  if not offsets[i] or tonumber(ARGV[3 * i + 2]) > offsets[i] then
     notes[#notes + 1] = fields[i]
     notes[#notes + 1] = ARGV[3 * i + 2]
   end
