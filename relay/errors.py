@@ -100,6 +100,7 @@ CODES: dict[str, str] = {
     "RLY-913": "a loader returned an old version",
     "RLY-914": "too many loads are under way",
     "RLY-915": "a cache has a wrong setting",
+    "RLY-916": "a derived value has an argument without identity",
     "RLY-951": "there is no key for session tokens",
     "RLY-952": "a session token is refused",
     "RLY-953": "the Redis client of a session store decodes responses",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from relay.cache.background import Workers
 from relay.cache.effects import (
+    Apply,
     AskTime,
     Lead,
     Load,
@@ -22,8 +24,8 @@ from relay.cache.effects import (
     Together,
     Wait,
 )
-from relay.cache.flights import CHAIN
-from relay.cache.tiers import Lease, Page, Put, Reject, SharedTier
+from relay.cache.flights import CHAIN, Flight
+from relay.cache.tiers import Applied, Lease, Page, Put, Reject, SharedTier
 
 T = TypeVar("T")
 
@@ -35,7 +37,14 @@ class AsyncSharedTier(Protocol):
     async def lease(self, key: str, want: int, stamps: Any, *, refresh: bool) -> Lease: ...
     async def put(self, put: Put, /) -> Reject | None: ...
     async def release(self, key: str, lease: bytes, /) -> None: ...
+    async def apply(self, bumps: Any, stamps: Any, positions: Any, /) -> Applied: ...
     async def time(self) -> int: ...
+
+
+def leave(flights: Iterable[Flight[Any]]) -> None:
+    """Ends flights that may have ended already."""
+    for flight in flights:
+        flight.table.leave(flight)
 
 
 class Driver:
@@ -50,7 +59,7 @@ class Driver:
             Load: _load,
             Wait: lambda wait: wait.signal.wait(wait.seconds),
             Pause: lambda pause: time.sleep(pause.seconds),
-            Together: lambda together: [self.run(steps) for steps in together.steps],
+            Together: self._together,
         }
         if shared is not None:
             self._perform |= {
@@ -58,6 +67,7 @@ class Driver:
                 TakeLease: lambda take: shared.lease(take.name, take.want, take.stamps, refresh=take.refresh),
                 PutValue: lambda put: shared.put(put.put),
                 Release: lambda given: shared.release(given.name, given.lease),
+                Apply: lambda drop: shared.apply(drop.bumps, drop.stamps, ()),
                 AskTime: lambda _: shared.time(),
             }
 
@@ -80,10 +90,22 @@ class Driver:
         try:
             self.run(lead.steps)
         finally:
-            lead.flight.table.leave(lead.flight)
+            leave(lead.flights)
 
     def _spawn(self, spawn: Spawn) -> bool:
-        return self._workers.submit(lambda: self._lead(Lead(*spawn)), lambda: spawn.flight.table.leave(spawn.flight))
+        return self._workers.submit(lambda: self._lead(Lead(*spawn)), lambda: leave(spawn.flights))
+
+    def _together(self, together: Together) -> list[Any]:
+        ended: list[Any] = []
+        failed: Exception | None = None
+        for steps in together.steps:
+            try:
+                ended.append(self.run(steps))
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return ended
 
 
 def _load(load: Load) -> Any:
@@ -116,6 +138,7 @@ class AsyncDriver:
                 TakeLease: lambda take: shared.lease(take.name, take.want, take.stamps, refresh=take.refresh),
                 PutValue: lambda put: shared.put(put.put),
                 Release: lambda given: shared.release(given.name, given.lease),
+                Apply: lambda drop: shared.apply(drop.bumps, drop.stamps, ()),
                 AskTime: lambda _: shared.time(),
             }
 
@@ -136,7 +159,8 @@ class AsyncDriver:
 
     async def _lead(self, lead: Lead) -> None:
         self._start(lead, contextvars.copy_context())
-        await lead.flight.ended.wait_in_loop(float("inf"))
+        for flight in lead.flights:
+            await flight.ended.wait_in_loop(inf)
 
     async def _spawn(self, spawn: Spawn) -> bool:
         if self.is_closed:
@@ -149,10 +173,14 @@ class AsyncDriver:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # A task that is cancelled before it began runs no step, not even the one that ends the flight.
-        task.add_done_callback(lambda _: lead.flight.table.leave(lead.flight))
+        task.add_done_callback(lambda _: leave(lead.flights))
 
     async def _together(self, together: Together) -> list[Any]:
-        return list(await asyncio.gather(*(self.run(steps) for steps in together.steps)))
+        ended = await asyncio.gather(*(self.run(steps) for steps in together.steps), return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return ended
 
     async def aclose(self) -> None:
         """Cancels the loads that nobody waits for any more, of this loop, and waits until they have ended."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from relay.cache.flights import Flight
 from relay.cache.signal import Signal
-from relay.cache.tiers import Put
+from relay.cache.tiers import Bump, Put
 
 T = TypeVar("T")
 
@@ -44,6 +44,13 @@ class Release(NamedTuple):
     lease: bytes
 
 
+class Apply(NamedTuple):
+    """Drops records and renews stamps. Answer: `Applied`."""
+
+    bumps: Sequence[Bump]
+    stamps: Sequence[str]
+
+
 class AskTime(NamedTuple):
     """What the clock of the shared tier shows. Answer: milliseconds."""
 
@@ -70,29 +77,30 @@ class Pause(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """Runs the load of a flight, at once and in such a way that the caller's cancellation does not end it.
+    """Runs the load of flights, at once and in such a way that the caller's cancellation does not end it.
 
-    Answer: None, when the flight has ended: its result and its exceptions are in the flight, none comes from here. The
-    driver has the flight left (`Flights.leave`) also if the steps never began.
+    Answer: None, when the flights have ended: results and exceptions are in the flights, none comes from here. The
+    driver has them left (`Flights.leave`) also if the steps never began.
     """
 
-    flight: Flight[Any]
+    flights: tuple[Flight[Any], ...]
     steps: Generator[Any, Any, None]
 
 
 class Spawn(NamedTuple):
-    """Runs the load of a flight in the background, with nothing of the caller's context. Answer: whether it will."""
+    """Runs the load of flights in the background, with nothing of the caller's context. Answer: whether it will."""
 
-    flight: Flight[Any]
+    flights: tuple[Flight[Any], ...]
     steps: Generator[Any, Any, None]
 
 
 class Together(NamedTuple):
-    """Runs several steps, next to one another where that is possible. Answer: the list of what they returned."""
+    """Runs several steps, next to one another where that is possible. Answer: the list of what they returned, when all
+    have ended; the exception of the first one that raised one."""
 
     steps: Sequence[Generator[Any, Any, Any]]
 
 
-Effect = Look | TakeLease | PutValue | Release | AskTime | Load | Wait | Pause | Lead | Spawn | Together
+Effect = Look | TakeLease | PutValue | Release | Apply | AskTime | Load | Wait | Pause | Lead | Spawn | Together
 Steps = Generator[Effect, Any, T]
 """A part of the protocol that returns T."""

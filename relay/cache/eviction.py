@@ -13,9 +13,20 @@ class Entry:
     """A value in the process tier. Only `hits`, `fresh_until` and `soft_until` change after it was put."""
 
     __slots__ = (
-        "as_of", "fresh_until", "hard_until", "hits", "home", "key", "newer", "older", "seen", "soft_until", "value",
+        "as_of",
+        "fresh_until",
+        "hard_until",
+        "hits",
+        "home",
+        "key",
+        "newer",
+        "older",
+        "seen",
+        "soft_until",
+        "told",
+        "value",
         "version",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -40,6 +51,8 @@ class Entry:
         self.hits = 0
         self.seen = 0
         """`hits` when the hand came by."""
+        self.told = 0
+        """`hits` when they were last asked for."""
         self.older: Entry | None = None
         self.newer: Entry | None = None
         self.home: Any = None

@@ -60,6 +60,11 @@ def called(reader: Reader, target: Target, need: Need, flight: Flight[Any]) -> S
     return Versioned(loaded, need.min_version) if reader.is_derived else checked(reader, loaded)
 
 
+def too_old(versioned: Versioned[Any], need: Need) -> bool:
+    """Whether it is below what is known to be committed."""
+    return versioned.version < need.min_version
+
+
 def checked(reader: Reader, loaded: Any) -> Versioned[Any]:
     """What a loader returned, if it is what loaders return."""
     if not isinstance(loaded, Versioned):

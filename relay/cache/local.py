@@ -45,16 +45,19 @@ class Floor(NamedTuple):
 
     version: int
     at: At | None
-    """The event that raised it; None if it came from elsewhere, such as a session that wrote."""
-    raised: float
-    voided: float
-    """Fills that began until this moment put nothing: of an invalidation without a version."""
+    """The event that raised it, while the shared tier may not have applied it; None if it has, or if the floor came
+    from elsewhere, such as a session that wrote."""
+    since: float
+    """Of a floor without `at`: fills that began until then may have read what it forbids."""
+    is_void: bool
+    """An invalidation without a version: no version can tell what is old. Nothing is put while the shared tier may have
+    the old value, and then by no fill that began before."""
 
 
 class Space:
     """The entries and floors of one entity, by id."""
 
-    __slots__ = ("entity", "entries", "floors", "hits_gone", "is_off", "keep", "kept")
+    __slots__ = ("entity", "entries", "floors", "hits_gone", "is_off", "keep", "kept", "void_until")
 
     def __init__(self, entity: str) -> None:
         self.entity = entity
@@ -65,6 +68,8 @@ class Space:
         """What was dropped, for those who may have an old value when the source fails."""
         self.keep = False
         self.is_off = False
+        self.void_until = float("-inf")
+        """Fills that began until then put nothing, whatever their key."""
         self.hits_gone = 0
         """Hits of entries that are no longer there."""
 
@@ -77,6 +82,13 @@ class Space:
     def hits(self) -> int:
         """Hits since the beginning; a few are lost when threads count in the same moment."""
         return self.hits_gone + sum(entry.hits for entry in list(self.entries.values()))
+
+    def take_heat(self) -> dict[str, int]:
+        """Hits by key since this was last asked."""
+        taken = {}
+        for entry in list(self.entries.values()):
+            taken[entry.key], entry.told = entry.hits - entry.told, entry.hits
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +159,11 @@ class Local:
     def put(self, space: Space, entry: Entry, mark: Mark | None) -> Rejection | None:
         """Puts an entry, unless something happened since the mark that it cannot know of."""
         with self._lock:
-            if mark is None or not self.is_open or space.is_off:
-                return "closed"
-            if mark.generation != self.generation:
-                return "generation"
-            # Floors are swept after this time, so an older fill could not be judged any more.
-            if self.clock() - mark.began > self.fill_seconds:
-                return "deadline"
-            floor = space.floors.get(entry.key)
-            if floor is not None and (entry.version < floor.version or mark.began <= floor.voided):
-                return "floor"
+            rejection = self._rejection(space, entry, mark)
+            if rejection is not None:
+                return rejection
             present = space.entries.get(entry.key)
             if present is not None:
-                if present.version > entry.version:
-                    return "floor"
                 self._remove(space, present)
             while self._queue.count >= self._entries_max:
                 victim, home = self._queue.evict()
@@ -181,22 +184,18 @@ class Local:
         """
         space = self.space(entity)
         with self._lock:
-            now = self.clock()
             floor = space.floors.get(id)
-            if floor is None:
-                self._set_floor(space, id, Floor(version, at, now, float("-inf")))
-            elif version >= floor.version:
-                # The newer position of the two has to be passed before the floor may go.
-                self._set_floor(space, id, Floor(version, at if at is not None else floor.at, now, floor.voided))
-            self._drop_below(space, id)
+            if floor is None or version >= floor.version:
+                self._raise(space, id, version, at, is_void=False)
+            entry = space.entries.get(id)
+            if entry is not None and entry.version < version:
+                self._drop(space, entry)
 
     def invalidate(self, entity: str, id: str, at: At | None = None) -> None:  # noqa: A002
-        """The same for something that has no version: the entry goes, and no fill that has begun is put."""
+        """The same for a change without a version: the entry goes, and nothing that was read before is put."""
         space = self.space(entity)
         with self._lock:
-            now = self.clock()
-            floor = space.floors.get(id) or Floor(0, None, now, now)
-            self._set_floor(space, id, floor._replace(at=at if at is not None else floor.at, raised=now, voided=now))
+            self._raise(space, id, space.floor(id), at, is_void=True)
             entry = space.entries.get(id)
             if entry is not None:
                 self._drop(space, entry)
@@ -227,21 +226,23 @@ class Local:
     def sweep(self, progress: Mapping[tuple[str, int], int]) -> int:
         """Drops the floors that nobody needs any more, and returns how many.
 
-        A floor is needed while the shared tier has not applied its event, because the old value can be had from there,
-        and while a fill that began before it may still be put.
+        A floor is needed while the shared tier has not applied its event, because the old value can be had from there;
+        and then until no fill can be under way that looked before. Those are refused after `fill_seconds`.
 
         Args:
             progress: all events below these offsets have been applied by the shared tier, in its present epoch.
         """
         with self._lock:
-            latest = self.clock() - self.fill_seconds
+            now = self.clock()
             gone = 0
             for space in self._spaces.values():
-                for id_, floor in list(space.floors.items()):
-                    is_passed = floor.at is None or progress.get(floor.at[:2], 0) > floor.at[2]
-                    # Not `<=`: a fill is refused when it is older than `fill_seconds`, not when it is as old.
-                    if is_passed and floor.raised < latest:
-                        del space.floors[id_]
+                for key, floor in list(space.floors.items()):
+                    if floor.at is not None:
+                        if progress.get(floor.at[:2], 0) > floor.at[2]:
+                            space.floors[key] = floor._replace(at=None, since=now)
+                    # Not `>=`: a fill is refused when it is older than `fill_seconds`, not when it is as old.
+                    elif now - floor.since > self.fill_seconds:
+                        del space.floors[key]
                         gone += 1
             self._floor_count -= gone
             return gone
@@ -250,8 +251,16 @@ class Local:
         """Switches the entries of one entity off or on. While off there are none; floors are kept all the same."""
         with self._lock:
             space.is_off = is_off
+            space.void_until = self.clock()
             for entry in list(space.entries.values()):
-                self._remove(space, entry)
+                self._drop(space, entry)
+
+    def void(self, space: Space) -> None:
+        """Drops all entries of one entity, and what is being loaded."""
+        with self._lock:
+            space.void_until = self.clock()
+            for entry in list(space.entries.values()):
+                self._drop(space, entry)
 
     def size(self) -> Size:
         """Counts of this moment."""
@@ -259,13 +268,31 @@ class Local:
 
     # -- under the lock
 
-    def _set_floor(self, space: Space, key: str, floor: Floor) -> None:
-        if key not in space.floors:
-            self._floor_count += 1
-            if self._floor_count > self._floors_max:
+    def _rejection(self, space: Space, entry: Entry, mark: Mark | None) -> Rejection | None:
+        if mark is None or not self.is_open or space.is_off:
+            return "closed"
+        if mark.generation != self.generation:
+            return "generation"
+        # Floors are swept after this time, so an older fill could not be judged any more.
+        if self.clock() - mark.began > self.fill_seconds:
+            return "deadline"
+        floor, present = space.floors.get(entry.key), space.entries.get(entry.key)
+        is_void = mark.began <= space.void_until
+        is_old = present is not None and present.version > entry.version
+        if floor is not None:
+            is_void |= floor.is_void and (floor.at is not None or mark.began <= floor.since)
+            is_old |= entry.version < floor.version
+        return "floor" if is_void or is_old else None
+
+    def _raise(self, space: Space, key: str, version: int, at: At | None, *, is_void: bool) -> None:
+        floor = space.floors.get(key)
+        if floor is None:
+            if self._floor_count >= self._floors_max:
                 self._forget_floors()
-                self._floor_count += 1
-        space.floors[key] = floor
+            self._floor_count += 1
+        else:
+            at, is_void = at or floor.at, is_void or floor.is_void
+        space.floors[key] = Floor(version, at, self.clock(), is_void)
 
     def _forget_floors(self) -> None:
         """Floors without number cannot be kept, and without floors nothing that is under way may be put."""
@@ -287,11 +314,6 @@ class Local:
             for entry in list(space.entries.values()):
                 self._drop(space, entry)
         return self.generation
-
-    def _drop_below(self, space: Space, key: str) -> None:
-        entry, floor = space.entries.get(key), space.floors.get(key)
-        if entry is not None and floor is not None and entry.version < floor.version:
-            self._drop(space, entry)
 
     def _drop(self, space: Space, entry: Entry) -> None:
         self._remove(space, entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -15,12 +15,11 @@ from relay.cache.local import Local, Mark, Space
 from relay.cache.numbers import READS, REJECTS, SAVED, SERVED_AGE, TIER_ERRORS, Metric, Recorder
 from relay.cache.plan import Plan
 from relay.cache.server_clock import ServerClock
-from relay.cache.tiers import Page, TierError
+from relay.cache.tiers import TierError
 from relay.cache.values import Read, Tier
 from relay.core.freshness import Copy, Verdict, early_by, is_within, jittered, judge
 from relay.core.policy import Bounded, Eventual, Policy
 from relay.core.record import DERIVED, KEEP, NEGATIVE, NO_LEASE, Record, decode_record
-from relay.core.stamps import digest_of
 
 BYPASS: Final[ContextVar[bool]] = ContextVar("relay_bypass", default=False)
 """This thread or task has written and not committed: it reads its own rows, and no copy may be made of them."""
@@ -160,14 +159,14 @@ class Reader:
 
     # -- the shared tier
 
-    def see(self, page: Page, target: Target, need: int, policy: Policy) -> Sight:
-        """What a look has shown. Records of another epoch are not there."""
-        if page.epoch is None:
-            return Sight(need, is_away=True)
-        if self.is_derived:
-            need = digest_of(page.records[1:])
-        record = decode_record(page.records[0])
-        if record is None or record.epoch != page.epoch:
+    def see(self, epoch: bytes, data: bytes | None, need: int, policy: Policy) -> Sight:
+        """What a record that was looked up in this epoch is worth. Records of another epoch are not there.
+
+        Args:
+            need: of derived values the digest that it must have, 0 if a stamp is missing.
+        """
+        record = decode_record(data)
+        if record is None or record.epoch != epoch:
             return Sight(need)
         if not self.is_derived:
             need = max(need, record.floor)
@@ -296,8 +295,17 @@ class Reader:
         self.recorder.count(metric, self.plan.name, *labels)
 
     def hit(self, found: Found) -> None:
-        """Counts a read that a tier answered."""
-        self.served(found, "hit" if found.value is not None else "negative")
+        """Counts a read that a tier answered. Entries of the process tier count their own."""
+        if found.tier != "local":
+            self.served(found, "hit" if found.value is not None else "negative")
+
+    def hits(self, found: Sequence[Found]) -> None:
+        """The same of many at once, from the shared tier. Their ages are not measured one by one."""
+        absent = sum(one.value is None for one in found)
+        if len(found) > absent:
+            self.recorder.count(READS, self.plan.name, "shared", "hit", by=len(found) - absent)
+        if absent:
+            self.recorder.count(READS, self.plan.name, "shared", "negative", by=absent)
 
     def missed(self, found: Found, *, leads: bool) -> None:
         """Counts a read that the source answered, by a load of this caller or of another one."""

@@ -88,13 +88,17 @@ def read(reader: Reader, id: Any, policy: Policy | None = None) -> Steps[Found]:
     return found
 
 
-def through(reader: Reader, target: Target, want: int, policy: Policy) -> Steps[Found]:
-    """Through the tiers; and the last value, where that is allowed, if the source fails."""
+def through(reader: Reader, target: Target, want: int, policy: Policy, looked: Attempt | None = None) -> Steps[Found]:
+    """Through the tiers; and the last value, where that is allowed, if the source fails.
+
+    Args:
+        looked: what a look for many has shown, if there was one.
+    """
     sight = Sight(want)
     try:
         for _ in range(ATTEMPTS):
-            attempt = yield from tiers(reader, target, want, policy)
-            sight = attempt.sight
+            attempt = looked or (yield from tiers(reader, target, want, policy))
+            sight, looked = attempt.sight, None
             if sight.found is not None:
                 if sight.is_due:
                     yield from refresh(reader, attempt)
@@ -136,7 +140,7 @@ def fly(reader: Reader, attempt: Attempt) -> Steps[Found | None]:
     if not is_vain:
         try:
             if leads:
-                yield Lead(flight, fill(reader, flight, attempt))
+                yield Lead((flight,), fill(reader, flight, attempt))
             else:
                 is_vain = not (yield Wait(flight.ended, reader.plan.load_seconds + reader.plan.wait_seconds))
         finally:
@@ -161,11 +165,15 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
     except TierError as error:
         reader.tier_failed(error)
         return Sight(need, is_away=True)
-    sight = reader.see(page, target, need, policy)
-    if sight.found is not None and not reader.server_clock.is_known(reader.clock()):
+    if page.epoch is None:
+        return Sight(need, is_away=True)
+    if reader.is_derived:
+        need = digest_of(page.records[1:])
+    sight = reader.see(page.epoch, page.records[0], need, policy)
+    if (sight.found is not None or sight.is_refused) and not reader.server_clock.is_known(reader.clock()):
         # Once a minute: without an idea of the server's clock no age is known.
         yield from learn_clock(reader)
-        sight = reader.see(page, target, need, policy)
+        sight = reader.see(page.epoch, page.records[0], need, policy)
     return sight
 
 
@@ -178,14 +186,15 @@ def learn_clock(reader: Reader) -> Steps[None]:
         reader.tier_failed(error)
 
 
-def direct(reader: Reader, target: Target, need: int) -> Steps[Found]:
-    """From the primary, for this caller alone. Nothing is kept."""
+def direct(reader: Reader, target: Target, need: int, flight: Flight[Found] | None = None) -> Steps[Found]:
+    """From the primary. Nothing is kept; and without a flight it is for this caller alone."""
     began = reader.clock()
-    flight = Flight(reader.flights, target.key)
+    own = flight or Flight(reader.flights, target.key)
     try:
-        versioned = yield from load(reader, target, Need(need, primary=True), flight)
+        versioned = yield from load(reader, target, Need(need, primary=True), own)
     finally:
-        flight.ended.fire()
+        if flight is None:
+            own.ended.fire()
     return Found(versioned.value, versioned.version, "source", began)
 
 
@@ -201,7 +210,7 @@ def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
         # The other readers take it as fresh for a moment, instead of asking for the same.
         entry.soft_until = entry.fresh_until = min(reader.clock() + RETRY_SECONDS, entry.hard_until)
     steps = fill(reader, flight, attempt._replace(policy=reader.plan.policy, is_background=True))
-    if not (yield Spawn(flight, steps)):
+    if not (yield Spawn((flight,), steps)):
         reader.flights.leave(flight)
 
 
@@ -233,10 +242,13 @@ def filled(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[Fou
             reader.count(SAVED, "lease")
             return got.found
         lease = got
-        if lease is None and attempt.is_background:
+        if attempt.is_background and (lease is None or lease.grant is not Grant.GRANTED):
             return None
-    if lease is not None:
+    if lease is not None and lease.grant is Grant.GRANTED:
         need = digest_of(lease.stamps) if reader.is_derived else max(need, lease.floor)
+    elif lease is not None:
+        # An event of this entity could not be applied, so nobody knows what is old: serve it, and keep it nowhere.
+        return (yield from direct(reader, attempt.target, need, flight))
     began = reader.clock()
     try:
         versioned = yield from load(reader, attempt.target, Need(need, primary=lease is None), flight)
@@ -249,8 +261,16 @@ def filled(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[Fou
 
 
 def obtain(reader: Reader, attempt: Attempt) -> Steps[Lease | Sight | None]:
-    """The lease; or what somebody else has put meanwhile; or None, if one has to do without."""
+    """The lease; or what somebody else has put meanwhile; or None, if one has to do without.
+
+    A lease of the grant UNKNOWN is none: nothing may be kept, wherever.
+    """
     target, sight = attempt.target, attempt.sight
+    if attempt.is_background and sight.record is None:
+        # What is past its soft TTL here may have been refreshed there, by another process.
+        sight = yield from look(reader, target, sight.need, attempt.policy)
+        if sight.found is not None and not sight.is_due:
+            return sight
     ends = reader.clock() + reader.plan.wait_seconds
     pause = PAUSE_SECONDS
     wants_new = attempt.is_background or sight.is_refused
@@ -262,9 +282,9 @@ def obtain(reader: Reader, attempt: Attempt) -> Steps[Lease | Sight | None]:
             reader.tier_failed(error)
             return None
         reader.server_clock.learn(lease.now_ms, sent)
-        if lease.grant is Grant.GRANTED:
+        if lease.grant in (Grant.GRANTED, Grant.UNKNOWN):
             return lease
-        if lease.grant in (Grant.CLOSED, Grant.UNKNOWN) or attempt.is_background:
+        if lease.grant is Grant.CLOSED or attempt.is_background:
             return None
         while True:
             seen = yield from look(reader, target, sight.need, attempt.policy)
