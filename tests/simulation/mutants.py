@@ -34,6 +34,7 @@ READING: Final = "cache/reading.py"
 READER: Final = "cache/reader.py"
 LANE: Final = "consumer/lane.py"
 APPLIER: Final = "consumer/applying.py"
+FOLLOWER: Final = "consumer/follower.py"
 
 UNFLOORED: Final = (
     # A reader compares a value with the floor beside it as well.
@@ -123,7 +124,7 @@ EDITS: Final[dict[str, tuple[Edit, ...]]] = {
             "if any(self.offsets.get((at.topic, at.partition), 0) < at.expected for at in positions):",
             "if False:",
         ),
-        Edit(APPLY, "if offset < tonumber(ARGV[3 * i + 1]) then", "if false then"),
+        Edit(APPLY, "if (offsets[i] or 0) < tonumber(ARGV[3 * i + 1]) then", "if false then"),
     ),
     "claims_after_restart": (
         # A lane that begins at a committed offset is told by its `committed`.
@@ -145,6 +146,15 @@ EDITS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "local_floors": (Edit(LOCAL, "self._raise(space, id, version, at, is_void=False)", "pass"),),
     "floor_on_shared": (Edit(READING, "need = max(want, reader.space.floor(target.key))", "need = want"),),
+    "gap_closes": (Edit(FOLLOWER, "raise _GapError(error.name())", "pass"),),
+    "waits_for_shared": (
+        Edit(
+            FOLLOWER,
+            "elif epoch is not None and all(progress.get(place, 0) >= end for place, end in self._joined.items()):",
+            "elif epoch is not None:",
+        ),
+    ),
+    "epoch_closes": (Edit(FOLLOWER, "if self._epoch is not None and epoch != self._epoch:", "if False:"),),
     "generation": (Edit(LOCAL, "if mark.generation != self.generation:", "if False:"),),
     "opening_is_a_generation": (
         Edit(
@@ -193,6 +203,8 @@ class Parts(NamedTuple):
     reference: Any
     applier: Any
     lane: Any
+    follower: ModuleType
+    """A module of its own, in which the questions to the brokers can be answered otherwise."""
     lua: dict[str, scripts.Script]
     """By the name that `relay.cache.redis.commands` has for them; only those that are changed."""
 
@@ -215,14 +227,21 @@ def parts(edits: Sequence[Edit] = ()) -> Parts:
         reference=part(REFERENCE).ReferenceTier,
         applier=part(APPLIER).Applier,
         lane=part(LANE).Lane,
+        follower=_copied(FOLLOWER, [edit for edit in edits if edit.file == FOLLOWER]),
         lua=lua,
     )
 
 
 def _edited(file: str, edits: Sequence[Edit]) -> ModuleType:
-    name = "relay." + file.removesuffix(".py").replace("/", ".")
-    if not edits:
-        return importlib.import_module(name)
+    return _copied(file, edits) if edits else importlib.import_module(_name(file))
+
+
+def _name(file: str) -> str:
+    return "relay." + file.removesuffix(".py").replace("/", ".")
+
+
+def _copied(file: str, edits: Sequence[Edit]) -> ModuleType:
+    name = _name(file)
     module = ModuleType(name)
     module.__file__ = str(ROOT / file)
     exec(compile(_text(file, edits), module.__file__, "exec"), module.__dict__)

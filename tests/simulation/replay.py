@@ -8,8 +8,9 @@ from typing import Any
 from relay.cache.effects import Load, Look, PutValue, TakeLease
 from relay.cache.tiers import Position
 from tests.simulation.explorer import Move
+from tests.simulation.feeds import PARTITION, TOPIC, PlayedFeed
 from tests.simulation.protocol import Case
-from tests.simulation.world import ENTITY, ID, NAME, PARTITION, TOPIC, Process, Reading, World
+from tests.simulation.world import ENTITY, ID, NAME, Process, Reading, World
 
 
 class Replay:
@@ -21,9 +22,6 @@ class Replay:
     def __init__(self, world: World, case: Case) -> None:
         self._world = world
         self._case = case
-        # Without process tiers no two readers share a process: in one they would share a flight.
-        count = case.processes if case.has_local else case.readers
-        self._processes = [Process(world, has_local=case.has_local, has_shared=case.has_shared) for _ in range(count)]
         self._readings: dict[int, Reading] = {}
         self._session = world.sessions.open() if case.has_session else None
         self._consumers = [self._consumer(0)]
@@ -32,6 +30,9 @@ class Replay:
         if world.backend is not None:
             self._run_applier(0, publishes=False)
             self._standby = world.backend.snapshot()
+        # Without process tiers no two readers share a process: in one they would share a flight.
+        count = case.processes if case.has_local else case.readers
+        self._processes = [Process(world, has_local=case.has_local, has_shared=case.has_shared) for _ in range(count)]
         self._moves: dict[str, Callable[[Move], None]] = {
             "the writer commits": lambda _: self._commits(),
             "the relay publishes": lambda move: self._publishes(move),
@@ -50,6 +51,9 @@ class Replay:
             "the standby catches up": lambda _: self._catches_up(),
             "Redis fails over to its standby": lambda _: world.backend.restore(self._standby),
             "process applies": lambda move: self._feed(move.who or 0),
+            "process misses events": lambda move: self._feed_of(move).miss(),
+            "process opens": lambda move: self._feed_of(move).consult(),
+            "process notices the epoch": lambda move: self._feed_of(move).consult(),
             "process sweeps its floor": lambda move: self._sweeps(move.who or 0),
             "reader hits process tier": lambda move: self._begin(move).steps.until(Look),
             "reader hits shared tier": lambda move: self._begin(move).steps.until(Look),
@@ -83,8 +87,10 @@ class Replay:
                 self._run_applier(owner, publishes=True)
             self._run_applier(owner, publishes=False)
         for who, process in enumerate(self._processes):
-            while process.local is not None and process.position < len(self._world.log):
+            while process.feed is not None and process.feed.position < len(self._world.log):
                 self._feed(who)
+            for _ in range(3 if process.feed is not None else 0):
+                process.feed.consult()
 
     def stale(self) -> list[str]:
         """Reads that do not give what the database has, in each process and in one that has just started."""
@@ -153,23 +159,26 @@ class Replay:
 
     # -- feeds
 
+    def _feed_of(self, move: Move) -> PlayedFeed:
+        feed = self._processes[move.who or 0].feed
+        assert feed is not None
+        return feed
+
     def _feed(self, who: int) -> None:
-        process = self._processes[who]
-        version = self._world.log[process.position]
-        at = (TOPIC, PARTITION, process.position)
-        if version in self._case.unversioned:
-            process.local.invalidate(ENTITY, ID, at)
-        else:
-            process.local.apply(ENTITY, ID, version, at)
-        process.position += 1
+        feed = self._processes[who].feed
+        assert feed is not None
+        version = self._world.log[feed.position]
+        feed.apply(ENTITY, ID, None if version in self._world.unversioned else version)
 
     def _sweeps(self, who: int) -> None:
-        process, progress = self._processes[who], self._world.backend.tier.progress().offsets
-        process.local.sweep(progress)
+        process = self._processes[who]
+        assert process.feed is not None
+        assert process.local is not None
+        process.feed.consult()
         if not any(reading.process is process and not reading.steps.is_done for reading in self._readings.values()):
             # Nothing is under way: so long may it have been, and longer.
             self._world.seconds += process.local.fill_seconds + 1
-        process.local.sweep(progress)
+        process.feed.consult()
 
     # -- readers
 

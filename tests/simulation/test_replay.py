@@ -33,9 +33,7 @@ from tests.simulation.world import World
 ELSEWHERE: Final = {"only_committed": "the outbox; see tests/integration/test_outbox.py"}
 """Guards that are not those of the cache or its consumer."""
 
-OF_THE_FEED: Final = {"gap_closes", "waits_for_shared", "generation", "opening_is_a_generation", "epoch_closes"}
-
-CASES: Final = [case for case in WITHOUT if case.name.removeprefix("without ") not in {*ELSEWHERE, *OF_THE_FEED}]
+CASES: Final = [case for case in WITHOUT if case.name.removeprefix("without ") not in ELSEWHERE]
 FACES: Final = ("threads", "tasks")
 TIERS: Final = ("reference", "redis")
 SECONDS: Final = 60.0

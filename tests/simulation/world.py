@@ -19,12 +19,12 @@ from relay.cache.tiers import Bump
 from relay.cache.values import Need, Versioned
 from relay.core.names import record_name
 from tests.simulation.backends import Backend
+from tests.simulation.feeds import PlayedFeed
 from tests.simulation.mutants import Parts
 from tests.simulation.stepper import Perform, Stepper
 
 ENTITY, ID = "thing", "1"
 NAME = record_name(ENTITY, ID)
-TOPIC, PARTITION = "changes", 0
 LONG = 3600.0
 
 
@@ -47,8 +47,6 @@ class Process:
 
     def __init__(self, world: World, *, has_local: bool, has_shared: bool) -> None:
         self.local = world.parts.local(ttl=LONG, clock=world.clock) if has_local else None
-        self.position = 0
-        """The feed has applied all events below."""
         self.reader: Reader = world.parts.reader(
             Plan(ENTITY, codec=Versions(), hard_ttl=LONG, jitter=0.0, early=0.0, wait_seconds=0.0),
             lambda id_: Target(id_, record_name(ENTITY, id_), (id_,)),
@@ -59,6 +57,11 @@ class Process:
             clock=world.clock,
             draw=lambda: 0.5,
         )
+        self.feed: PlayedFeed | None = None
+        if self.local is not None:
+            shared = None if world.backend is None else world.backend.tier
+            self.feed = PlayedFeed(world.parts.follower, self.local, shared, lambda: len(world.log))
+            self.feed.consult()
 
     @property
     def floor(self) -> int:
