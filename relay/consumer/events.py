@@ -9,7 +9,7 @@ and the fields are in the record's attribute `relay` as well, for those who form
 | consumer.stopped | info | consumer, drained |
 | consumer.gained | info | consumer, partitions |
 | consumer.revoked | info | consumer, partitions, lost |
-| consumer.cold_start | error | consumer, cause, topic, partition, offset |
+| consumer.cold_start | error | consumer, cause, topic, partitions |
 | consumer.epoch | error | consumer, cause |
 | consumer.tier_lost | error | consumer, code, reason |
 | consumer.tier_back | info | consumer, away_s |

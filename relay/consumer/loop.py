@@ -23,10 +23,11 @@ from relay.consumer.effects import Effects
 from relay.consumer.events import say
 from relay.consumer.health import Health, Troubles
 from relay.consumer.lane import Lane, Task
+from relay.consumer.records import decode_record
 from relay.consumer.runner import Runner
 from relay.consumer.source import Cold, Listener, Source
 from relay.core.backoff import backoff_seconds
-from relay.core.change import LIMITS, Change, Limits, Malformed, decode, entity_of_key
+from relay.core.change import LIMITS, Change, Limits
 from relay.errors import CacheError
 from relay.failpoints import declare, failpoint
 
@@ -67,6 +68,7 @@ class Loop(Listener):
         self._recorder = recorder
         self._limits = limits
         self._effects = Effects()
+        self._events = 0
         self._stop = threading.Event()
         self._drain = True
         self._fatal: KafkaError | None = None
@@ -74,7 +76,7 @@ class Loop(Listener):
         self._retry_at = self._beat_at = self._commit_at = 0.0
         self._progress_at: float | None = None
         self._lag: dict[tuple[str, int], int | None] = {}
-        self._cold: list[Lane] = []
+        self._cold: dict[Lane, str] = {}
         self._source: Source
         self._runner = runner
         self._tasks: dict[Lane, list[Task]] = {}
@@ -135,15 +137,16 @@ class Loop(Listener):
         hooks_of, unknown = self._runner.hooks.of, self._runner.unknown
         for record in records:
             error = record.error()
-            if error is not None:
-                self._on_record_error(record, error)
-                continue
             lane = lanes.get((record.topic(), record.partition()))
+            if error is not None:
+                self._on_record_error(record, error, lane)
+                continue
             offset = record.offset()
             if lane is None or offset < lane.read:
                 continue
             lane.read = offset + 1
-            event = _decoded(record, limits)
+            self._events += 1
+            event = decode_record(record, limits)
             stays_unknown = False
             if isinstance(event, Change):
                 has_hooks = bool(hooks_of(event.entity))
@@ -161,7 +164,6 @@ class Loop(Listener):
         lanes = owned if now >= self._beat_at else [lane for lane in owned if lane.read > lane.applied]
         if not lanes or now < self._retry_at:
             return
-        events = sum(lane.read - lane.applied for lane in lanes)
         failpoint("consumer_before_apply")
         try:
             if self._applier is None:
@@ -172,7 +174,7 @@ class Loop(Listener):
         except TierError as error:
             self._on_tier_error(error, now)
             return
-        if events:
+        if self._events:
             failpoint("consumer_after_apply")
         self._effects = Effects()
         self._progress_at = now
@@ -181,8 +183,9 @@ class Loop(Listener):
         self._tasks = {}
         if lanes is owned:
             self._beat_at = now + BEAT_SECONDS
-        if events:
-            self._recorder.count(EVENTS, self._name, "applied", by=events)
+        if self._events:
+            self._recorder.count(EVENTS, self._name, "applied", by=self._events)
+            self._events = 0
         if self._attempt:
             self._attempt = 0
             away = self.troubles.end("tier") or 0
@@ -199,7 +202,7 @@ class Loop(Listener):
         """Fetches nothing while the tier is away, nor of a lane whose hooks are behind."""
         most = self._runner.settings.queue_max
         lanes = self._source.lanes.values()
-        behind = [lane for lane in lanes if self._attempt or len(lane.tasks) > (most // 4 if lane.is_paused else most)]
+        behind = {lane for lane in lanes if self._attempt or len(lane.tasks) > (most // 4 if lane.is_paused else most)}
         self._source.pause(behind)
         self._source.resume([lane for lane in lanes if lane not in behind])
 
@@ -218,7 +221,18 @@ class Loop(Listener):
                 lane.committed = -1
 
     def _look(self) -> None:
+        """What health shows; and whether a topic is still the one whose offsets these are."""
+        self._source.look()
         self._lag = {place: lane.lag for place, lane in self._source.lanes.items()}
+        found = self._source.shapes()
+        if not found:
+            return
+        away = self.troubles.end("kafka")
+        if away is not None:
+            say(logging.INFO, "consumer.kafka_back", consumer=self._name, away_s=round(away, 1))
+        for lane in self._source.lanes.values():
+            if lane.topic in found and lane.topic_id not in ("", found[lane.topic].id):
+                self._must_restart(lane, "topic made anew")
 
     def _finish(self) -> None:
         """What was fetched is applied, if the tier answers, and committed; then the group is left."""
@@ -239,8 +253,7 @@ class Loop(Listener):
     def on_gained(self, lanes: Sequence[Lane], cold: Sequence[Cold]) -> None:
         """New lanes. Those that skip events begin a new epoch before anything of them is applied."""
         say(logging.INFO, "consumer.gained", consumer=self._name, partitions=len(lanes))
-        for start in cold:
-            self._go_cold(start)
+        self._go_cold(cold)
         self._beat_at = 0.0
 
     def on_lost(self, lanes: Sequence[Lane], *, may_commit: bool) -> None:
@@ -254,13 +267,15 @@ class Loop(Listener):
         if may_commit:
             self._commit(lanes, wait=True)
 
-    def _go_cold(self, start: Cold) -> None:
-        say(
-            logging.ERROR, "consumer.cold_start", consumer=self._name, cause=start.cause, topic=start.topic,
-            partition=start.partition, offset=start.offset,
-        )  # fmt: skip
-        if self._applier is not None:
-            self._applier.owe_epoch(start.cause)
+    def _go_cold(self, starts: Sequence[Cold]) -> None:
+        for cause, topic in sorted({(start.cause, start.topic) for start in starts}):
+            partitions = sorted(start.partition for start in starts if start.cause == cause and start.topic == topic)
+            say(
+                logging.ERROR, "consumer.cold_start", consumer=self._name, cause=cause, topic=topic,
+                partitions=",".join(map(str, partitions)),
+            )  # fmt: skip
+            if self._applier is not None:
+                self._applier.owe_epoch(cause)
 
     def _on_epoch(self, cause: str) -> None:
         self._recorder.count(EPOCHS, cause)
@@ -270,33 +285,41 @@ class Loop(Listener):
         """From librdkafka, about the client as a whole."""
         if error.fatal():
             self._fatal = error
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN and self.troubles.begin("kafka", "RLY-701", error.name()):
+            say(
+                logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-701", reason=error.name()
+            )  # fmt: skip
 
-    def _on_record_error(self, record: Any, error: KafkaError) -> None:
+    def _must_restart(self, lane: Lane, cause: str) -> None:
+        self._cold.setdefault(lane, cause)
+
+    def _on_record_error(self, record: Any, error: KafkaError, lane: Lane | None) -> None:
         if error.fatal():
             self._fatal = error
+        elif error.code() == KafkaError._PARTITION_EOF:
+            # Beyond the marks of transactions, which nobody is handed.
+            if lane is not None:
+                lane.read = max(lane.read, record.offset())
+                self.troubles.end(f"topic {lane.topic}")
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            lane = self._source.lanes.get((record.topic(), record.partition()))
-            if lane is not None and lane not in self._cold:
-                self._cold.append(lane)
-        else:
-            self.troubles.begin(f"topic {record.topic()}", "RLY-933", error.name())
+            if lane is not None:
+                self._must_restart(lane, "offsets out of range")
+        elif self.troubles.begin(f"topic {record.topic()}", "RLY-933", error.name()):
+            say(
+                logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-933", reason=error.name()
+            )  # fmt: skip
 
     def _restart_cold(self) -> None:
-        """Lanes whose offsets do not exist any more go on at the end of now, in a new epoch."""
-        for lane in [lane for lane in self._cold if not lane.tasks]:
-            try:
-                end = self._source.ends([lane])[lane.topic, lane.partition]
-            except KafkaException:
-                return
-            self._cold.remove(lane)
-            if not lane.revoked:
-                self._go_cold(Cold("offsets out of range", lane.topic, lane.partition, end))
+        """Lanes whose offsets mean nothing any more go on at the end of now, in a new epoch; after their hooks, for
+        whatever has been read already."""
+        for lane, cause in list(self._cold.items()):
+            if lane.revoked:
+                del self._cold[lane]
+            elif not lane.tasks and lane.read == lane.applied:
+                try:
+                    end = self._source.end(lane)
+                except KafkaException:
+                    return
+                del self._cold[lane]
+                self._go_cold([Cold(cause, lane.topic, lane.partition, end)])
                 self._source.restart(lane, end)
-
-
-def _decoded(record: Any, limits: Limits) -> Change | Malformed:
-    try:
-        headers = record.headers()
-    except UnicodeDecodeError:  # the client decodes the names
-        return Malformed("a header is invalid", *(entity_of_key(record.key()) or (None, None)))
-    return decode(record.key(), record.value(), headers, limits)

@@ -12,7 +12,10 @@ GUARDED: Final[Mapping[str, tuple[Any, str]]] = {
     "enable.auto.commit": (False, "offsets are committed after their events were applied, never on a timer"),
     "enable.auto.offset.store": (False, "offsets are committed after their events were applied, never on delivery"),
     "auto.offset.reset": ("error", "events that cannot be read begin a new epoch; they are never skipped silently"),
-    "enable.partition.eof": (False, "the ends of partitions are asked for where they are needed"),
+    "enable.partition.eof": (
+        True,
+        "it tells how far a partition goes where its last records are marks of transactions",
+    ),
 }
 """Properties with the one value under which the promise holds, and why."""
 

@@ -7,26 +7,19 @@ deleted and made anew has other events under the same offsets.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
-    Consumer,
-    KafkaException,
-    TopicCollection,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from relay.consumer.lane import Lane
 from relay.consumer.settings import connection_properties, is_incremental
+from relay.consumer.topology import ASK_SECONDS, Shape, described, offsets, shapes
 
-ASK_SECONDS: Final = 5.0
 ASK_TRIES: Final = 3
+SHAPES_SECONDS: Final = 5.0
 
 
 class Cold(NamedTuple):
@@ -76,6 +69,9 @@ class Source:
         self.lanes: dict[tuple[str, int], Lane] = {}
         self.commit_error: Any = None
         self._must_rejoin = False
+        self._asked: dict[str, Any] | None = None
+        self._ask_at = 0.0
+        self._ids: dict[str, str] = {}
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -121,58 +117,56 @@ class Source:
         changed = [(lane, lane.done) for lane in lanes if lane.done != lane.committed]
         if not changed:
             return
-        offsets = [TopicPartition(lane.topic, lane.partition, done, lane.topic_id) for lane, done in changed]
+        noted = [TopicPartition(lane.topic, lane.partition, done, lane.topic_id) for lane, done in changed]
         if wait:
-            self._client.commit(offsets=offsets, asynchronous=False)
+            self._client.commit(offsets=noted, asynchronous=False)
         else:
-            self._client.commit(offsets=offsets, asynchronous=True)
+            self._client.commit(offsets=noted, asynchronous=True)
         for lane, done in changed:
             lane.committed = done
 
     def restart(self, lane: Lane, offset: int) -> None:
         """Reads the lane from another offset on."""
         lane.read = lane.applied = offset
+        lane.committed = -1
+        lane.topic_id = self._ids.get(lane.topic, lane.topic_id)
         # A partition that had an error cannot be sought: it has to be assigned anew.
         if self._incremental:
             self._client.incremental_unassign([TopicPartition(lane.topic, lane.partition)])
             self._client.incremental_assign([TopicPartition(lane.topic, lane.partition, offset)])
+            lane.is_paused = False
         else:
             self._client.assign([TopicPartition(each.topic, each.partition, each.read) for each in self.lanes.values()])
             for each in self.lanes.values():
                 each.is_paused = False
-        lane.is_paused = False
 
-    def ends(self, lanes: Iterable[Lane | TopicPartition]) -> dict[tuple[str, int], int]:
-        """The end of each partition, asked of the brokers in one round trip.
+    def look(self) -> None:
+        """Notes in each lane where its partition ends, as the last fetch has told; asks nobody."""
+        for lane in self.lanes.values():
+            _, end = self._client.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), cached=True)
+            lane.end = end if end >= 0 else lane.end
 
-        Raises:
-            KafkaException: they did not answer.
-        """
-        asked = [TopicPartition(lane.topic, lane.partition, OFFSET_END) for lane in lanes]
-        return self._offsets(asked)
-
-    def _offsets(self, asked: list[TopicPartition]) -> dict[tuple[str, int], int]:
-        found = {}
-        for answer in self._client.offsets_for_times(asked, timeout=ASK_SECONDS) if asked else ():
-            if answer.error is not None:
-                raise KafkaException(answer.error)
-            found[answer.topic, answer.partition] = answer.offset
+    def shapes(self) -> dict[str, Shape] | None:
+        """The topics as the brokers describe them, asked every few seconds. None: no answer yet, or no new one."""
+        now = time.monotonic()
+        if self._asked is None and now >= self._ask_at:
+            self._asked = self._admin.describe_topics(TopicCollection(self._topics), request_timeout=ASK_SECONDS)
+            self._ask_at = now + SHAPES_SECONDS
+        if self._asked is None or not all(answer.done() for answer in self._asked.values()):
+            return None
+        answers, self._asked = self._asked, None
+        found = described(answers, 0)
+        self._ids |= {topic: shape.id for topic, shape in found.items()}
         return found
 
-    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
-        """The ids that the brokers gave to these topics; without those that do not exist or may not be described."""
-        names = sorted(set(topics))
-        if not names:
-            return {}
-        ids = {}
-        for name, answer in self._admin.describe_topics(TopicCollection(names), request_timeout=ASK_SECONDS).items():
-            with contextlib.suppress(KafkaException):
-                ids[name] = str(answer.result(ASK_SECONDS).topic_id)
-        return ids
+    def end(self, lane: Lane) -> int:
+        """Where the partition ends now.
 
-    def member_id(self) -> str:
-        """This member's name in the group."""
-        return str(self._client.memberid() or "")
+        Raises:
+            KafkaException: its leader did not answer.
+        """
+        place = lane.topic, lane.partition
+        return offsets(self._client, {place: OFFSET_END})[place]
 
     def close(self) -> None:
         """Leaves the group. The listener is told of the lanes that go."""
@@ -204,7 +198,9 @@ class Source:
         """Where each partition begins, and which of them skip something. Offsets are fixed here, before any epoch."""
         if not partitions:
             return [], []
-        ids = self.topic_ids(partition.topic for partition in partitions)
+        found_shapes = shapes(self._admin, {partition.topic for partition in partitions})
+        ids = {topic: shape.id for topic, shape in found_shapes.items()}
+        self._ids |= ids
         committed = self._client.committed(partitions, timeout=ASK_SECONDS)
         causes = {}
         for found in committed:
@@ -215,7 +211,7 @@ class Source:
                 causes[found.topic, found.partition] = "no offsets"
             elif topic_id and topic_id != ids.get(found.topic, topic_id):
                 causes[found.topic, found.partition] = "topic made anew"
-        first = self._offsets([TopicPartition(topic, partition, self._first) for topic, partition in causes])
+        first = offsets(self._client, dict.fromkeys(causes, self._first))
         lanes, cold = [], []
         for found in committed:
             place = (found.topic, found.partition)
