@@ -51,8 +51,8 @@ def _guard(case: Case) -> str:
 
 
 @contextmanager
-def _world(case: Case, code: Parts, tier: str, face: str, request: pytest.FixtureRequest) -> Iterator[World]:
-    world = World(code, None, unversioned=case.unversioned, is_async=face == "tasks")
+def _world(code: Parts, tier: str, face: str, request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(code, is_async=face == "tasks")
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         shared: Any
@@ -98,7 +98,7 @@ def test_the_code_refuses_what_the_guard_is_there_for(
 ) -> None:
     """Played on the code as it is, the trace leaves every reader with what the database has."""
     trace = _trace(case)
-    with _world(case, parts(), tier, face, request) as world:
+    with _world(parts(), tier, face, request) as world:
         assert _stale_after(replace(case, guards=Guards()), world, trace) == []
 
 
@@ -112,5 +112,5 @@ def test_the_code_without_the_guard_lets_it_in(
     code = parts(EDITS.get(_guard(case), ()))
     for name, script in code.lua.items():
         monkeypatch.setattr(commands, name, script)
-    with _world(case, code, tier, face, request) as world:
+    with _world(code, tier, face, request) as world:
         assert _stale_after(case, world, _trace(case)) != []

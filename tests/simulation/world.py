@@ -1,128 +1,70 @@
-"""The real parts put together around a database of one row, with a clock that moves only when it is told to.
+"""What the parts stand on: a database with versions, a log of events, a shared tier and its consumers, and one clock.
 
-Real are the protocol of reading, the process tiers, the shared tier, what consumers and feeds decide, and sessions. The
-log is a list, and whatever goes on between the parts is decided by whoever uses this.
+The consumers are the code's, with a list in place of Kafka. What goes on between the parts is decided by whoever uses
+this: a replay, or chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
-from relay.cache.driving import AsyncSharedTier
-from relay.cache.effects import Lead, Spawn
-from relay.cache.numbers import Numbers
-from relay.cache.plan import Plan
-from relay.cache.reader import Found, Reader, Target
-from relay.cache.sessions import CURRENT, OpenSession, Sessions
+from relay.cache.effects import Lead, Spawn, Steps
+from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.tiers import Bump
 from relay.cache.values import Need, Versioned
 from relay.core.names import record_name
 from tests.simulation.backends import Backend
-from tests.simulation.feeds import PlayedFeed
+from tests.simulation.feeds import PARTITION, TOPIC
 from tests.simulation.mutants import Parts
 from tests.simulation.stepper import Perform, Stepper
 
-ENTITY, ID = "thing", "1"
-NAME = record_name(ENTITY, ID)
-LONG = 3600.0
+ENTITY = "thing"
+BEGINNING = 1_000_000.0
+TICK_SECONDS = 0.01
+"""A commit takes that long, so that it is after what was before it on every clock."""
+ROUNDING_SECONDS = 0.003
+"""Ages are made of several numbers of whole milliseconds."""
 
 
-class Versions:
-    """A codec of values that say their version."""
+class Event(NamedTuple):
+    """As the log has it."""
 
-    id = 9
-
-    def encode(self, value: str) -> bytes:
-        """As `Codec.encode`."""
-        return value.encode()
-
-    def decode(self, data: bytes) -> str:
-        """As `Codec.decode`."""
-        return data.decode()
+    id: str
+    version: int
+    says_version: bool = True
 
 
-class Process:
-    """A process that reads: its process tier, if there is one, and its reader."""
-
-    def __init__(self, world: World, *, has_local: bool, has_shared: bool) -> None:
-        self.local = world.parts.local(ttl=LONG, clock=world.clock) if has_local else None
-        self.reader: Reader = world.parts.reader(
-            Plan(ENTITY, codec=Versions(), hard_ttl=LONG, jitter=0.0, early=0.0, wait_seconds=0.0),
-            lambda id_: Target(id_, record_name(ENTITY, id_), (id_,)),
-            world.loader,
-            recorder=Numbers(),
-            local=self.local,
-            has_shared=has_shared,
-            clock=world.clock,
-            draw=lambda: 0.5,
-        )
-        self.feed: PlayedFeed | None = None
-        if self.local is not None:
-            shared = None if world.backend is None else world.backend.tier
-            self.feed = PlayedFeed(world.parts.follower, self.local, shared, lambda: len(world.log))
-            self.feed.consult()
-
-    @property
-    def floor(self) -> int:
-        """Below which this process promises to serve nothing."""
-        return self.reader.space.floor(ID)
-
-
-class Reading:
-    """A read under way, and what it was promised when it began."""
-
-    def __init__(self, world: World, process: Process, session: OpenSession | None) -> None:
-        seen = 0 if session is None else world.token
-        self.promised = max(seen, process.floor)
-        self.session = session
-        self.process = process
-        self.steps = Stepper(
-            world.parts.read(process.reader, ID), world.perform, world.spawn, lambda: _set_session(session)
-        )
-        self.is_judged = False
-
-
-def _set_session(session: OpenSession | None) -> None:
-    CURRENT.set(session)
+class SourceDownError(Exception):
+    """What a loader raises while the database is away."""
 
 
 class World:
-    """Everything that takes part.
+    """Everything that the processes share.
 
     Args:
         parts: the code under test, perhaps with a guard taken out.
-        backend: the shared tier.
-        perform: performs effects on the faces of the shared tier: see `stepper`.
         is_async: whether loaders are coroutine functions.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        backend: Backend | None,
-        *,
-        unversioned: frozenset[int] = frozenset(),
-        is_async: bool = False,
-        now: Callable[[], float] | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, *, is_async: bool = False) -> None:
         self.parts = parts
-        self.backend = backend
-        self.unversioned = unversioned
+        self.backend: Backend | None = None
         self.perform: Perform = _not_yet
-        self.db = 0
-        self.replica = 0
-        self.reads_replica = False
-        self.log: list[int] = []
-        self.outbox: list[int] = []
-        self.seconds = 1_000_000.0
-        self.tokens = 0
-        self.token = 0
-        """The newest version that the session wrote or saw."""
+        self.rows: defaultdict[str, int] = defaultdict(int)
+        self.replica: defaultdict[str, int] = defaultdict(int)
+        self.commits: list[tuple[float, str, int]] = []
+        self.source = "primary"
+        """Where loaders read: primary; replica, if they may; stubborn: the replica whatever they are told; down."""
+        self.log: list[Event] = []
+        self.outbox: list[Event] = []
+        self.seconds = BEGINNING
         self.loader: Any = self._load_in_loop if is_async else self._load
-        self.wrong: list[str] = []
         self.background: list[Stepper] = []
-        self.sessions = Sessions(clock=lambda: self.seconds)
+        self.sessions = Sessions(clock=self.clock, lag_seconds=10**9)
+        self.seen: defaultdict[tuple[OpenSession, str], int] = defaultdict(int)
+        """What each session was given, whatever it has made of that."""
+        self._tokens = 0
 
     def clock(self) -> float:
         """Seconds, of every clock in this world."""
@@ -134,54 +76,78 @@ class World:
 
     def fresh_token(self) -> bytes:
         """Never the same again."""
-        self.tokens += 1
-        return self.tokens.to_bytes(8, "big")
+        self._tokens += 1
+        return self._tokens.to_bytes(8, "big")
 
-    def _load(self, id_: str, need: Need) -> Versioned[str]:
-        # A replica that is behind is what the cache has to notice: the loader asks it whenever it may.
-        if self.reads_replica and not need.primary:
-            return Versioned(f"v{self.replica}", self.replica, cacheable=False)
-        return Versioned(f"v{self.db}", self.db)
+    def commit(self, id_: str, *, publishes: bool, says_version: bool = True) -> int:
+        """A transaction writes the row. Its event is in the log, or still in the outbox."""
+        self.seconds += TICK_SECONDS
+        self.rows[id_] += 1
+        self.commits.append((self.seconds, id_, self.rows[id_]))
+        (self.log if publishes else self.outbox).append(Event(id_, self.rows[id_], says_version))
+        return self.rows[id_]
 
-    async def _load_in_loop(self, id_: str, need: Need) -> Versioned[str]:
-        return self._load(id_, need)
+    def version_at(self, id_: str, moment: float) -> int:
+        """The version that the row had then."""
+        return max((version for when, of, version in self.commits if of == id_ and when <= moment), default=0)
+
+    def promised(self, session: OpenSession | None, id_: str) -> int:
+        """What a session may not be given less than: what it wrote, and what it has seen."""
+        return 0 if session is None else max(session.least(ENTITY, id_), self.seen[session, id_])
 
     def spawn(self, spawn: Spawn) -> bool:
         """Refreshing in the background: one more thing that goes on by steps."""
         self.background.append(Stepper(_led(spawn), self.perform, self.spawn))
         return True
 
-    def bump(self, version: int) -> Bump:
-        """What the event of this version does to its record."""
-        return Bump(NAME, None if version in self.unversioned else version, False)
+    def _load(self, id_: str, need: Need) -> Versioned[str]:
+        if self.source == "down":
+            raise SourceDownError
+        if self.source == "stubborn" or (self.source == "replica" and not need.primary):
+            version = self.replica[id_]
+            return Versioned(text_of(id_, version), version, cacheable=False)
+        return Versioned(text_of(id_, self.rows[id_]), self.rows[id_])
 
-    def commit(self, *, publishes: bool = True) -> int:
-        """A transaction writes the row."""
-        self.db += 1
-        (self.log if publishes else self.outbox).append(self.db)
-        return self.db
-
-    def judge(self, reading: Reading) -> Found | None:
-        """Notes what is wrong with a read that has ended. Returns what it found, or None if it raised."""
-        found: Found | None = reading.steps.result
-        if reading.is_judged or found is None:
-            return found
-        reading.is_judged = True
-        if found.version < reading.promised:
-            self.wrong.append(f"promised v{reading.promised}, got v{found.version}")
-        if found.value != f"v{found.version}":
-            self.wrong.append(f"{found.value} as version {found.version}")
-        if reading.session is not None:
-            self.token = max(self.token, found.version)
-        return found
+    async def _load_in_loop(self, id_: str, need: Need) -> Versioned[str]:
+        return self._load(id_, need)
 
 
-def _led(spawn: Spawn) -> Any:
+class Consumer:
+    """A consumer of the shared tier: what it decides is the code's."""
+
+    def __init__(self, world: World, offset: int, *, is_first: bool) -> None:
+        assert world.backend is not None
+        self._world = world
+        self.causes: list[str] = []
+        """Of the epochs that it began."""
+        self.applier = world.parts.applier(world.backend.tier, self.causes.append)
+        self.lane = world.parts.lane(TOPIC, PARTITION, offset, offset, committed=-1 if is_first else offset)
+
+    def apply(self, events_max: int) -> None:
+        """The next events in one batch; without any, as an idle consumer does to find out what became of the tier."""
+        events = self._world.log[self.lane.applied : self.lane.applied + events_max]
+        self.lane.read = self.lane.applied + len(events)
+        self.applier.apply([bump(event) for event in events], [self.lane], [self.lane])
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are events that it has not applied."""
+        return bool(self.lane.applied < len(self._world.log))
+
+
+def bump(event: Event) -> Bump:
+    """What an event does to its record."""
+    return Bump(record_name(ENTITY, event.id), event.version if event.says_version else None, False)
+
+
+def text_of(id_: str, version: int) -> str:
+    """The value that a row has at this version."""
+    return f"{id_}@{version}"
+
+
+def _led(spawn: Spawn) -> Steps[None]:
     yield Lead(*spawn)
 
 
 def _not_yet(_effect: object) -> Any:
     raise AssertionError("set World.perform first")
-
-
-AsyncTier = AsyncSharedTier
