@@ -38,16 +38,20 @@ class Entity:
 
     known: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
     trace: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=TRACE_MAX))
+    announced: int = 0
+    """The newest version of which an event has arrived."""
     stale_since: float | None = None
     """A confirmed violation that is not healed yet: since when it was stale."""
 
     def learn(self, at: float, version: int, source: str) -> bool:
-        """Notes a committed version; says whether it is news."""
-        if self.known and self.known[-1][1] >= version:
-            return False
-        self.known.append((at, version))
-        self.trace.append({"at": at, "seen": source, "version": version})
-        return True
+        """Notes a committed version; says whether it is a sample: a repeated event, or an older one, is none."""
+        is_sample = source == ENTRY or version > self.announced
+        if source == EVENT:
+            self.announced = max(self.announced, version)
+        if not self.known or self.known[-1][1] < version:
+            self.known.append((at, version))
+            self.trace.append({"at": at, "seen": source, "version": version})
+        return is_sample
 
     def note(self, look: Look) -> None:
         """Puts a look into the trace: the fields of the record without its value."""

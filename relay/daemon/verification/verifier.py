@@ -132,9 +132,7 @@ class Verifier:
             if len(self._entities) > ENTITIES_MAX:
                 self._entities.popitem(last=False)
         self._entities.move_to_end(name)
-        is_news = entity.learn(now, version, kind)
-        # An event that says what is known already, as a repeated one does, is a sample of nothing new.
-        if is_news or kind == ENTRY:
+        if entity.learn(now, version, kind):
             for scale in self.tally.scales:
                 self._number += 1
                 heapq.heappush(self._agenda, _Probe(now + scale, self._number, kind, scale, name, version))
