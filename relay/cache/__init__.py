@@ -12,7 +12,7 @@ from relay.cache.async_cache import AsyncCache
 from relay.cache.cache import Cache
 from relay.cache.callables import AsyncDerived, AsyncEntity, Derived, Entity
 from relay.cache.local import Local
-from relay.cache.sessions import OpenSession, Sessions
+from relay.cache.sessions import OpenSession, Sessions, current_session
 from relay.cache.values import Need, Read, Versioned
 from relay.core.policy import Bounded, Eventual, Policy, Session, Strong
 
@@ -39,6 +39,7 @@ __all__ = [
     "Sessions",
     "Strong",
     "Versioned",
+    "current_session",
     "presets",
 ]
 

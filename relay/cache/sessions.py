@@ -54,6 +54,11 @@ CURRENT: ContextVar[OpenSession | None] = ContextVar("relay_session", default=No
 _OUTER: ContextVar[tuple[OpenSession | None, ...]] = ContextVar("relay_outer_sessions", default=())
 
 
+def current_session() -> OpenSession | None:
+    """The session that this thread or task is in: for code that writes and did not open it."""
+    return CURRENT.get()
+
+
 class OpenSession:
     """The floors of one session. Safe to be used by many threads and tasks at once.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
+from relay.cache import current_session
 from relay.cache.asgi import SessionMiddleware
 from relay.outbox import wrote_on_commit
 
