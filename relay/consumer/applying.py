@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay.cache.tiers import Bump, Position, SharedTier, TierError
+from relay.consumer.failpoints import failpoint
 from relay.consumer.lane import Lane
-from relay.failpoints import failpoint
 
 TRIES: Final = 5
 """Others may begin epochs at the same time. Each try finds the newest; five in a row say that something is wrong."""

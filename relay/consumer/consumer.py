@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from relay.cache.numbers import Numbers, Recorder
 from relay.cache.tiers import SharedTier
+from relay.consumer import failpoints  # noqa: F401 - so that their names are known before the consumer runs
 from relay.consumer.calls import HookSettings
 from relay.consumer.events import say
 from relay.consumer.health import Health, Troubles

@@ -21,6 +21,7 @@ from relay.cache.tiers import SharedTier, TierError
 from relay.consumer.applying import Applier
 from relay.consumer.effects import Effects
 from relay.consumer.events import say
+from relay.consumer.failpoints import failpoint
 from relay.consumer.health import Health, Troubles
 from relay.consumer.lane import Lane, Task
 from relay.consumer.records import decode_record
@@ -29,23 +30,12 @@ from relay.consumer.source import Cold, Listener, Source
 from relay.core.backoff import backoff_seconds
 from relay.core.change import LIMITS, Change, Limits
 from relay.errors import CacheError
-from relay.failpoints import declare, failpoint
 
 BATCH: Final = 1000
 POLL_SECONDS: Final = 0.1
 BEAT_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 10.0
-
-FAILPOINTS: Final = declare(
-    "consumer_before_apply",
-    "consumer_after_apply",
-    "consumer_between_effects",
-    "consumer_before_commit",
-    "consumer_after_commit",
-    "consumer_before_epoch",
-    "consumer_after_epoch",
-)
 
 
 class Loop(Listener):
@@ -116,7 +106,7 @@ class Loop(Listener):
         self._read(self._source.fetch(BATCH, wait))
         if self._fatal is not None:
             raise CacheError(
-                "RLY-931", f"Kafka has shut this consumer out: {self._fatal.name()}",
+                "RLY-931", f"Kafka has shut this consumer out: {self._fatal.str()}",
                 "start it anew; give each member a group.instance.id of its own",
             )  # fmt: skip
         if self._runner.failure is not None:
@@ -283,7 +273,7 @@ class Loop(Listener):
 
     def _on_error(self, error: KafkaError) -> None:
         """From librdkafka, about the client as a whole."""
-        if error.fatal():
+        if _is_fatal(error):
             self._fatal = error
         elif error.code() == KafkaError._ALL_BROKERS_DOWN and self.troubles.begin("kafka", "RLY-701", error.name()):
             say(
@@ -294,7 +284,7 @@ class Loop(Listener):
         self._cold.setdefault(lane, cause)
 
     def _on_record_error(self, record: Any, error: KafkaError, lane: Lane | None) -> None:
-        if error.fatal():
+        if _is_fatal(error):
             self._fatal = error
         elif error.code() == KafkaError._PARTITION_EOF:
             # Beyond the marks of transactions, which nobody is handed.
@@ -323,3 +313,8 @@ class Loop(Listener):
                 del self._cold[lane]
                 self._go_cold([Cold(cause, lane.topic, lane.partition, end)])
                 self._source.restart(lane, end)
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    """On records a fatal error is one of its own kind, and not marked as fatal."""
+    return error.fatal() or error.code() == KafkaError._FATAL

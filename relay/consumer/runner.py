@@ -25,13 +25,13 @@ from relay.cache.tiers import Bump, SharedTier, TierError
 from relay.consumer.calls import Calls, GivenUp, HookSettings, Worker
 from relay.consumer.deadletters import DeadLetters, SetAsideError
 from relay.consumer.events import say
+from relay.consumer.failpoints import failpoint
 from relay.consumer.health import Troubles
 from relay.consumer.hooks import Hooks, Wanted
 from relay.consumer.lane import Lane, Task
 from relay.core.backoff import backoff_seconds
 from relay.core.change import Malformed
 from relay.core.names import record_name
-from relay.failpoints import failpoint
 
 LEFT_BEHIND_MAX: Final = 8
 TURN: Final = 64

@@ -1,7 +1,7 @@
 """A consumer in a process of its own, which tests may kill: `python -m tests.support.consumer_process '{...}'`.
 
-Its hook, if `journal` is given, appends a line per call to that file. It ends when a line comes in on stdin, or with status
-1 when the consumer cannot go on.
+Its hook, if `journal` is given, appends a line per call to that file. It ends when stdin does, or with status 1 when
+the consumer cannot go on. Killed, its group is rid of it after a second and a half.
 """
 
 from __future__ import annotations
@@ -88,7 +88,12 @@ def main(settings: dict[str, Any]) -> None:
     arm(os.environ)
     journal, entity = settings.get("journal"), settings.get("entity", "*")
     consumer = Consumer(
-        kafka={"bootstrap.servers": settings["bootstrap"], **settings.get("properties", {})},
+        kafka={
+            "bootstrap.servers": settings["bootstrap"],
+            "session.timeout.ms": 1500,
+            "heartbeat.interval.ms": 300,
+            **settings.get("properties", {}),
+        },
         topics=[settings["topic"]],
         group=settings["group"],
         shared=RedisShared.from_url(settings["redis"], settings["namespace"]),

@@ -89,3 +89,10 @@ def dead_letters(bootstrap: str, topic: str, count: int) -> list[Message]:
         return found
     finally:
         client.close()
+
+
+def is_settled(consumer: Consumer) -> bool:
+    """Whether it owns partitions, and everything in them is applied."""
+    consumer.wait(0)
+    lag = consumer.health().lag
+    return bool(lag) and all(events == 0 for events in lag.values())
