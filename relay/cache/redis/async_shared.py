@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError
 from relay.cache.limits import TierLimits
 from relay.cache.redis.async_connections import AsyncConnections
 from relay.cache.redis.coalescing import Coalescer
-from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, read_pages, read_time
+from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, read_page, read_time
 from relay.cache.redis.failures import FOREIGN, Breaker, tier_error
 from relay.cache.redis.scripts import Call
 from relay.cache.tiers import Applied, Bump, Lease, Page, Position, Progress, Put, Reject
@@ -107,7 +107,7 @@ class AsyncRedisShared:
         """As `look`, by a command of its own."""
         commands = list(self.commands.look(keys))
         replies = await self._guarded(lambda: self._lane().readers.ask_all(commands))
-        page: Page = parsed(read_pages, replies)
+        page: Page = parsed(read_page, replies, len(keys))
         return page
 
     async def lease(self, key: str, want: int, stamps: Sequence[str], *, refresh: bool) -> Lease:

@@ -122,7 +122,7 @@ class Commands:
         arguments: list[Word] = [self._token(), cause]
         for at in positions:
             arguments += [f"{at.topic}/{at.partition}", at.offset]
-        return call(OPEN, [self.epoch_key, self.progress_key], arguments, bytes)
+        return call(OPEN, [self.epoch_key, self.progress_key], arguments, _opened)
 
     def progress(self) -> Call[Progress]:
         """Reads epoch and offsets from one moment."""
@@ -135,29 +135,31 @@ class Commands:
         return "" if self.clock is None else self.clock()
 
 
-def read_pages(replies: Sequence[list[Any]]) -> Page:
-    """What a look found. The last epoch judges all records: those that were read under an earlier one are of it."""
-    epoch = replies[-1][-1]
+def read_page(replies: Sequence[Any], count: int) -> Page:
+    """What a look for this many keys found. The last epoch judges all records: older ones are of another epoch."""
     records: list[bytes | None] = replies[0][:-1]
     for reply in replies[1:]:
         records += reply[:-1]
+    epoch = replies[-1][-1]
+    if type(records) is not list or len(records) != count:
+        raise ValueError("another shape")
     return Page(epoch if epoch is not None and len(epoch) == TOKEN_BYTES else None, records)
 
 
 def read_time(reply: Any) -> int:
     """Milliseconds from the reply to TIME."""
-    seconds, microseconds = reply
+    seconds, microseconds = _listed(reply)
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-def parsed(parse: Callable[[Any], Any], reply: Any) -> Any:
+def parsed(parse: Callable[..., Any], *reply: Any) -> Any:
     """The meaning of a reply.
 
     Raises:
         TierError: it has none, because something that is not our server answered.
     """
     try:
-        return parse(reply)
+        return parse(*reply)
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise TierError("reply") from error
 
@@ -173,15 +175,28 @@ def _rejected(reply: bytes) -> Reject | None:
 
 
 def _applied(reply: Any) -> Applied:
-    epoch, lost = reply
-    return Applied(epoch, bool(lost))
+    epoch, lost = _listed(reply)
+    return Applied(None if epoch is None else _opened(epoch), bool(lost))
+
+
+def _opened(reply: Any) -> bytes:
+    if type(reply) is not bytes or len(reply) != TOKEN_BYTES:
+        raise ValueError("no epoch")
+    return reply
 
 
 def _progress(reply: Any) -> Progress:
-    epoch, flat = reply
+    epoch, flat = _listed(reply)
     offsets = {}
     for field, value in list(pairwise(flat))[::2]:
         topic, slash, partition = field.decode().rpartition("/")
         if slash:
             offsets[topic, int(partition)] = int(value)
     return Progress(epoch, offsets)
+
+
+def _listed(reply: Any) -> list[Any]:
+    """Text can be taken apart as well, into numbers."""
+    if type(reply) is not list:
+        raise ValueError("no list")
+    return reply

@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from relay.cache.limits import TierLimits
-from relay.cache.redis.commands import Commands, parsed, read_pages, read_time
+from relay.cache.redis.commands import Commands, parsed, read_page, read_time
 from relay.cache.redis.connections import Connections
 from relay.cache.redis.failures import FOREIGN, Breaker, tier_error
 from relay.cache.redis.scripts import Call
@@ -88,7 +88,7 @@ class RedisShared:
     def look(self, keys: Sequence[str]) -> Page:
         """As `SharedTier.look`."""
         commands = list(self.commands.look(keys))
-        page: Page = self._guarded(lambda: parsed(read_pages, self._readers.ask_all(commands)))
+        page: Page = self._guarded(lambda: parsed(read_page, self._readers.ask_all(commands), len(keys)))
         return page
 
     def lease(self, key: str, want: int, stamps: Sequence[str], *, refresh: bool) -> Lease:
