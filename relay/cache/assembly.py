@@ -21,7 +21,7 @@ from relay.cache.server_clock import ServerClock
 from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings
 from relay.core.arguments import digest_of_arguments
-from relay.core.names import derived_name, record_name, stamp_name
+from relay.core.names import derived_name, record_name, stamp_name, versioned_prefix
 from relay.core.policy import Session
 from relay.errors import CacheError
 
@@ -86,6 +86,25 @@ class Assembly:
         self._heats.append(heat)
         self._add(name, reader)
         return reader, heat
+
+    def make_values(self, name: str, settings: Mapping[str, Any], loader: Callable[..., Any]) -> Reader:
+        """The reader of single versions of an entity, by `relay.cache.versioned.Key`."""
+        own: dict[str, Any] = dict(settings)
+        local, prefix = (self.local if own.pop("local", True) else None), versioned_prefix(name)
+        reader = Reader(
+            self._plan(f"{name}.values", own),
+            lambda key: Target(f"{key}", f"{prefix}{key}", key),
+            loader,
+            recorder=self.recorder,
+            local=local,
+            has_shared=self.has_shared,
+            server_clock=self._server_clock,
+        )
+        if local is not None:
+            # No event is meant for these: an entity whose name is that of the plan may have floors.
+            reader.space = local.space(f"v:{name}")
+        self._add(f"values of {name}", reader)
+        return reader
 
     def make_derived(self, name: str, settings: DerivedSettings, function: Callable[..., Any]) -> Reader:
         """The reader of the results of a function."""

@@ -9,14 +9,15 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast
 from relay.cache.assembly import Assembly
 from relay.cache.callables import AsyncDerived, AsyncEntity
 from relay.cache.driving import AsyncDriver, AsyncSharedTier
-from relay.cache.faces import derived_face, entity_face, renew
+from relay.cache.faces import derived_face, entity_face, renew, versioned_face
 from relay.cache.local import Local
 from relay.cache.numbers import Recorder
 from relay.cache.reader import BYPASS
 from relay.cache.reading import read
 from relay.cache.sessions import CURRENT, Sessions
-from relay.cache.settings import DerivedSettings, EntitySettings
+from relay.cache.settings import DerivedSettings, EntitySettings, VersionedSettings
 from relay.cache.values import Need, Versioned
+from relay.cache.versioned import async_loaders, make_pair, read_versioned
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -63,6 +64,23 @@ class AsyncCache(Assembly):
                 return (await run(read(reader, id))).value
 
             return cast("AsyncEntity[K, V]", entity_face(self, run, reader, heat, call))
+
+        return decorate
+
+    def versioned(
+        self, name: str, *, versions: Callable[[K], Awaitable[int]], **settings: Unpack[VersionedSettings]
+    ) -> Callable[[Callable[[K, Need], Awaitable[Versioned[V]]]], AsyncEntity[K, V]]:
+        """As `Cache.versioned`, of coroutine functions."""
+
+        def decorate(loader: Callable[[K, Need], Awaitable[Versioned[V]]]) -> AsyncEntity[K, V]:
+            pair = make_pair(self, name, settings, async_loaders(versions, loader))
+            run, note = self.driver.run, pair.heat.note
+
+            async def call(id: Any, /) -> Any:  # noqa: A002
+                note((id,))
+                return (await run(read_versioned(pair, id))).value
+
+            return cast("AsyncEntity[K, V]", versioned_face(self, run, pair, loader, call))
 
         return decorate
 

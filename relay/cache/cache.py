@@ -10,15 +10,16 @@ from relay.cache.assembly import Assembly
 from relay.cache.background import Workers
 from relay.cache.callables import Derived, Entity
 from relay.cache.driving import Driver
-from relay.cache.faces import derived_face, entity_face, renew
+from relay.cache.faces import derived_face, entity_face, renew, versioned_face
 from relay.cache.local import Local
 from relay.cache.numbers import Recorder
 from relay.cache.reader import BYPASS
 from relay.cache.reading import read
 from relay.cache.sessions import CURRENT, Sessions
-from relay.cache.settings import DerivedSettings, EntitySettings
+from relay.cache.settings import DerivedSettings, EntitySettings, VersionedSettings
 from relay.cache.tiers import SharedTier
 from relay.cache.values import Need, Versioned
+from relay.cache.versioned import loaders, make_pair, read_versioned
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -80,6 +81,34 @@ class Cache(Assembly):
                 return run(read(reader, id)).value
 
             return cast("Entity[K, V]", entity_face(self, run, reader, heat, call))
+
+        return decorate
+
+    def versioned(
+        self, name: str, *, versions: Callable[[K], int], **settings: Unpack[VersionedSettings]
+    ) -> Callable[[Callable[[K, Need], Versioned[V]]], Entity[K, V]]:
+        """As `entity`, with a key of its own for each version: `user:{id}:v{version}`. See `relay.cache.versioned`.
+
+            @cache.versioned("user", versions=user_version, hard_ttl=600)
+            def user(id: int, need: Need) -> Versioned[User | None]: ...
+
+        Args:
+            versions: the entity's committed version in the primary, 0 if it has none: asked where no copy of it may be
+                taken, which under the policy `Strong` is every time.
+
+        Raises:
+            CacheError: RLY-915: a setting is wrong, or the name is taken.
+        """
+
+        def decorate(loader: Callable[[K, Need], Versioned[V]]) -> Entity[K, V]:
+            pair = make_pair(self, name, settings, loaders(versions, loader))
+            run, note = self.driver.run, pair.heat.note
+
+            def call(id: Any, /) -> Any:  # noqa: A002
+                note((id,))
+                return run(read_versioned(pair, id)).value
+
+            return cast("Entity[K, V]", versioned_face(self, run, pair, loader, call))
 
         return decorate
 

@@ -10,10 +10,11 @@ from relay.cache.assembly import Assembly
 from relay.cache.batching import read_many
 from relay.cache.effects import Apply, Steps
 from relay.cache.heat import Heat
-from relay.cache.reader import Reader
+from relay.cache.reader import Found, Reader
 from relay.cache.reading import read
 from relay.cache.tiers import Bump, TierError
 from relay.cache.values import Read
+from relay.cache.versioned import Pair, read_many_versioned, read_versioned
 from relay.core.names import record_name, stamp_name
 from relay.core.policy import Policy
 
@@ -34,13 +35,35 @@ def entity_face(assembly: Assembly, run: Run, reader: Reader, heat: Heat, call: 
         return run(_many(reader, heat, ids, policy))
 
     def prewarm(ids: Iterable[Any] | None = None, /, *, top: int = 0) -> Any:
-        return run(_prewarm(reader, heat.top(top) if ids is None else list(ids)))
+        return run(_prewarm(lambda batch: read_many(reader, batch), heat.top(top) if ids is None else list(ids)))
 
     def invalidate(id: Any, /) -> Any:  # noqa: A002
         return run(_invalidate(assembly, reader, f"{id}"))
 
     call.read, call.many, call.prewarm, call.invalidate = read_one, many, prewarm, invalidate
     return _switches(assembly, reader, call)
+
+
+def versioned_face(assembly: Assembly, run: Run, pair: Pair, loader: Any, call: Any) -> Any:
+    """The same for versioned keys."""
+    versions, _, heat = pair
+
+    def read_one(id: Any, /, *, policy: Policy | None = None) -> Any:  # noqa: A002
+        heat.note((id,))
+        return run(_read_versioned(pair, id, policy))
+
+    def many(ids: Iterable[Any], /, *, policy: Policy | None = None) -> Any:
+        return run(_many_versioned(pair, ids, policy))
+
+    def prewarm(ids: Iterable[Any] | None = None, /, *, top: int = 0) -> Any:
+        wanted = heat.top(top) if ids is None else list(ids)
+        return run(_prewarm(lambda batch: read_many_versioned(pair, batch), wanted))
+
+    def invalidate(id: Any, /) -> Any:  # noqa: A002
+        return run(_invalidate(assembly, versions, f"{id}"))
+
+    call.read, call.many, call.prewarm, call.invalidate = read_one, many, prewarm, invalidate
+    return update_wrapper(_switches(assembly, versions, call), loader)
 
 
 def derived_face(assembly: Assembly, run: Run, reader: Reader, call: Any) -> Any:
@@ -73,11 +96,21 @@ def _many(reader: Reader, heat: Heat, ids: Iterable[Any], policy: Policy | None)
     return {id_: one.value for id_, one in found.items()}
 
 
-def _prewarm(reader: Reader, ids: list[Any]) -> Steps[int]:
+def _read_versioned(pair: Pair, id: Any, policy: Policy | None) -> Steps[Read[Any]]:  # noqa: A002
+    return pair.versions.as_read((yield from read_versioned(pair, id, policy)))
+
+
+def _many_versioned(pair: Pair, ids: Iterable[Any], policy: Policy | None) -> Steps[dict[Any, Any]]:
+    found = yield from read_many_versioned(pair, ids, policy)
+    pair.heat.note(found)
+    return {id_: one.value for id_, one in found.items()}
+
+
+def _prewarm(read_batch: Callable[[list[Any]], Steps[dict[Any, Found]]], ids: list[Any]) -> Steps[int]:
     warm = 0
     for start in range(0, len(ids), PREWARM_BATCH):
         try:
-            warm += len((yield from read_many(reader, ids[start : start + PREWARM_BATCH])))
+            warm += len((yield from read_batch(ids[start : start + PREWARM_BATCH])))
         except Exception:  # noqa: S112  # The count tells, and whoever needs the value meets the exception again.
             continue
     return warm

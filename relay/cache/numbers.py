@@ -46,7 +46,7 @@ REJECTS: Final = Metric(
     "counter",
     ("cache", "tier", "reason"),
     "Loaded values that were served and not kept: floor, lease, epoch, generation, closed, deadline, stamps, unknown,"
-    " too_large.",
+    " too_large, replica (the loader said that it must not be kept).",
 )
 LOADS: Final = Metric("loads_total", "counter", ("cache", "outcome"), "Calls of loaders: ok, old, error, refused.")
 LOAD_SECONDS: Final = Metric("load_seconds", "histogram", ("cache",), "Duration of a call of a loader.")

@@ -36,6 +36,18 @@ class EntitySettings(CommonSettings, total=False):
     that it leaves out are loaded one by one."""
 
 
+class VersionedSettings(CommonSettings, total=False):
+    """Of `versioned`."""
+
+    hard_ttl: float
+    """Of values and of versions. Values of earlier versions take memory until then."""
+    soft_ttl: float | None
+    """Of versions: after it they are asked for anew in the background."""
+    negative_ttl: float
+    local: bool
+    """False: nothing is kept in this process."""
+
+
 class DerivedSettings(CommonSettings, total=False):
     """Of `derived`."""
 

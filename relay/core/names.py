@@ -8,6 +8,11 @@ def record_name(entity: str, id: str) -> str:  # noqa: A002
     return f"r:{entity}:{id}"
 
 
+def versioned_prefix(entity: str) -> str:
+    """Before `{id}:v{version}`, where each version of an entity has a key of its own: no two of those are the same."""
+    return f"v:{entity}:"
+
+
 def derived_name(cache: str, digest: str) -> str:
     """A record that was computed from several entities."""
     return f"d:{cache}:{digest}"

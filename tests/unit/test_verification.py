@@ -11,7 +11,7 @@ from relay.cache.numbers import METRICS, READS, SERVED_AGE, TIER_OPEN, Numbers, 
 from relay.cache.prometheus import PREFIX, CacheCollector
 from relay.cache.tiers import Page, TierError
 from relay.core.names import record_name
-from relay.core.record import HAS_VALUE, NO_LEASE, UNKNOWN, Record, encode_record
+from relay.core.record import HAS_VALUE, NEGATIVE, NO_LEASE, UNKNOWN, Record, encode_record
 from relay.daemon.verification import report
 from relay.daemon.verification.knowledge import ENTRY, EVENT, READ, Name
 from relay.daemon.verification.survey import kind_of
@@ -270,7 +270,7 @@ def test_records_are_told_apart():
         kind_of(found, EPOCH)
         for found in (
             record(7),
-            record(7)._replace(payload=b""),
+            record(7, flags=HAS_VALUE | NEGATIVE),
             record(7, floor=8),
             record(0, flags=0, lease=lease),
             record(0, flags=0, floor=8, lease=lease),

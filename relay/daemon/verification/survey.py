@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from relay.cache.tiers import Progress
 from relay.core.names import record_name
-from relay.core.record import Record, decode_record
+from relay.core.record import NEGATIVE, Record, decode_record
 from relay.daemon.verification.sources import Walk
 
 SCANS_MAX: Final = 50
@@ -63,7 +63,7 @@ def kind_of(record: Record | None, epoch: bytes | None) -> str:
     if record is None or record.epoch != epoch:
         return "void"
     if record.is_current:
-        return "entry" if record.payload else "absence"
+        return "absence" if record.flags & NEGATIVE else "entry"
     return "lease" if any(record.lease) and not record.floor else "tombstone"
 
 
