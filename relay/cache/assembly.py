@@ -49,6 +49,8 @@ class Assembly:
         self._server_clock = ServerClock()
         self._heats: list[Heat] = []
         self.recorder.ask(self._samples)
+        if local is not None:
+            self.sessions.tell(local.apply)
         _all.add(self)
 
     def session(self, token: str | None = None) -> OpenSession:
@@ -173,6 +175,8 @@ class Assembly:
         for reader in self.readers.values():
             if reader.local is not None:
                 yield Sample(READS, (reader.plan.name, "local", "hit"), reader.space.hits)
+            if reader.has_shared:
+                yield Sample(READS, (reader.plan.name, "shared", "hit"), reader.shared_hits)
         if self.local is not None:
             size = self.local.size()
             yield Sample(LOCAL_ENTRIES, (), size.entries)

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from relay.cache.effects import AskTime, Lead, Look, Pause, PutValue, Release, Spawn, Steps, TakeLease, Wait
 from relay.cache.eviction import Entry
-from relay.cache.flights import Flight, begin_wait, end_wait
+from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
 from relay.cache.loading import load
 from relay.cache.local import Mark
 from relay.cache.numbers import REJECTS, SAVED
@@ -65,7 +65,7 @@ def read(reader: Reader, id: Any, policy: Policy | None = None) -> Steps[Found]:
     """
     policy = policy or reader.plan.policy
     target = reader.target(id)
-    if reader.flights.is_inside(target.key):
+    if CHAIN.get() and reader.flights.is_inside(target.key):
         raise CacheError(
             "RLY-911",
             f"the loader of {reader.plan.name} reads the key that it is loading",
@@ -169,6 +169,11 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         return Sight(need, is_away=True)
     if reader.is_derived:
         need = digest_of(page.records[1:])
+    if reader.local is None:
+        glancing = reader.glancing(page.epoch, policy)
+        found = None if glancing is None else reader.glance(page.records[0], need, glancing)
+        if found is not None:
+            return Sight(need, found)
     sight = reader.see(page.epoch, page.records[0], need, policy)
     if (sight.found is not None or sight.is_refused) and not reader.server_clock.is_known(reader.clock()):
         # Once a minute: without an idea of the server's clock no age is known.
