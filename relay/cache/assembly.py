@@ -16,7 +16,7 @@ from relay.cache.heat import Heat
 from relay.cache.local import Local
 from relay.cache.numbers import EVICTIONS, LOCAL_ENTRIES, READS, TIER_OPEN, Numbers, Recorder, Sample
 from relay.cache.plan import Plan
-from relay.cache.reader import BYPASS, Reader, Target
+from relay.cache.reader import BYPASS, BYPASSES, Reader, Target
 from relay.cache.server_clock import ServerClock
 from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings
@@ -65,9 +65,11 @@ class Assembly:
         before hide from the transaction what it has written itself.
         """
         token = BYPASS.set(True)
+        BYPASSES.append(None)
         try:
             yield
         finally:
+            BYPASSES.pop()
             BYPASS.reset(token)
 
     def make_entity(self, name: str, settings: EntitySettings, loader: Callable[..., Any]) -> tuple[Reader, Heat]:

@@ -13,7 +13,7 @@ from relay.cache.driving import Driver
 from relay.cache.faces import derived_face, entity_face, renew, versioned_face
 from relay.cache.local import Local
 from relay.cache.numbers import Recorder
-from relay.cache.reader import BYPASS
+from relay.cache.reader import BYPASSES
 from relay.cache.reading import read
 from relay.cache.sessions import CURRENT, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings, VersionedSettings
@@ -69,12 +69,12 @@ class Cache(Assembly):
         def decorate(loader: Callable[[K, Need], Versioned[V]]) -> Entity[K, V]:
             reader, heat = self.make_entity(name, settings, loader)
             run, get, clock = self.driver.run, reader.space.entries.get, reader.clock
-            session, is_bypassed, note = CURRENT.get, BYPASS.get, heat.note
+            session, bypasses, note = CURRENT.get, BYPASSES, heat.note
 
             # The hit is written out, with everything in local names: all the rest is `reading.read`.
             def call(id: Any, /) -> Any:  # noqa: A002
                 entry = get(f"{id}")
-                if entry is not None and entry.fresh_until > clock() and session() is None and not is_bypassed():
+                if entry is not None and entry.fresh_until > clock() and session() is None and not bypasses:
                     entry.hits += 1
                     return entry.value
                 note((id,))

@@ -43,6 +43,9 @@ AGES_MEASURED: Final = 16
 
 BYPASS: Final[ContextVar[bool]] = ContextVar("relay_bypass", default=False)
 """This thread or task has written and not committed: it reads its own rows, and no copy may be made of them."""
+BYPASSES: Final[list[None]] = []
+"""As many as there are bypasses in this process; mostly none. A hit asks this and not the context, which is dearer."""
+
 
 RETRY_SECONDS: Final = 1.0
 """How long a value that should be refreshed is served before the next attempt."""
@@ -212,6 +215,9 @@ class Reader:
     def glance(self, data: bytes | None, need: int, by: Glance) -> Found | None:
         """What `see` would find in a record of the common kind: written by this cache, current, and not to be refreshed
         yet. None says nothing: look closely. This is what a hit costs, so it unpacks only what it compares.
+
+        Args:
+            need: of derived values the digest that it must have; there must be one.
         """
         head, now, now_ms, bound_ms, eagerness = by
         if data is None or data[:16] != head or len(data) < HEADER_BYTES:
@@ -221,7 +227,7 @@ class Reader:
         age_ms = since + load_ms if since > 0 else load_ms
         if version < floor or age_ms > bound_ms or since + load_ms * eagerness >= soft_ms:
             return None
-        if version != need if self.is_derived else version < need:
+        if need and (version != need if self.is_derived else version < need):
             return None
         try:
             value = self._decode(data[HEADER_BYTES:])

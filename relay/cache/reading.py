@@ -169,7 +169,7 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         return Sight(need, is_away=True)
     if reader.is_derived:
         need = digest_of(page.records[1:])
-    if reader.local is None:
+    if reader.local is None and (need or not reader.is_derived):
         glancing = reader.glancing(page.epoch, policy)
         found = None if glancing is None else reader.glance(page.records[0], need, glancing)
         if found is not None:

@@ -20,9 +20,10 @@ from relay.cache import AsyncCache, AsyncRedisShared, Cache, Local, Need, RedisS
 from relay.demo.redis import EmbeddedRedis
 from tests.bench.parts import SCALE, median, report
 
-ROUNDS = 11
-HITS = max(2_000, round(50_000 * SCALE))
-TRIPS = max(200, round(3_000 * SCALE))
+SLICES = max(20, round(400 * SCALE))
+HITS = 1_000
+"""In one slice; of round trips fewer, so that a slice takes a millisecond or two."""
+TRIPS = 20
 KEYS = 100
 VALUE = {"id": 42, "name": "somebody", "email": "somebody@example.org", "tags": ["a", "b"], "active": True}
 PROCESSES, READERS, LOAD_SECONDS = 4, 2_500, 0.05
@@ -61,15 +62,12 @@ def passed_through_in_loop(function: Callable[..., Awaitable[Any]]) -> Callable[
     return call
 
 
-def compare(ours: Timed, theirs: Timed) -> tuple[float, float, float]:
-    """Seconds of each and the ratio: medians over rounds in which they take turns."""
-    pairs = []
-    for number in range(ROUNDS + 1):
-        gc.collect()
-        pair = (ours(), theirs()) if number % 2 else (theirs(), ours())[::-1]
-        if number:  # the first round warms up
-            pairs.append(pair)
-    return median([a for a, _ in pairs]), median([b for _, b in pairs]), median([a / b for a, b in pairs])
+def compare(ours: Timed, theirs: Timed, slices: int = SLICES) -> tuple[float, float, float]:
+    """Seconds of each and their ratio: medians over many short slices that take turns, so that a noise hits both."""
+    gc.collect()
+    pairs = [(ours(), theirs()) for _ in range(slices)]
+    mine, other = median([pair[0] for pair in pairs[1:]]), median([pair[1] for pair in pairs[1:]])
+    return mine, other, mine / other
 
 
 def clocked(call: Callable[[int], Any], times: int) -> Timed:
@@ -159,7 +157,7 @@ def shared_hits(server: EmbeddedRedis) -> None:
         return {number: orjson.loads(found) for number, found in zip(ids, plain.mget(keys), strict=True)}
 
     say("hit of the shared tier", compare(clocked(user, TRIPS), clocked(get, TRIPS)), "GET", 1.25)
-    batch = compare(clocked(lambda _: user.many(ids), TRIPS // 10), clocked(mget, TRIPS // 10))
+    batch = compare(clocked(lambda _: user.many(ids), 2), clocked(mget, 2))
     say(f"{KEYS} hits of the shared tier, one call", batch, "MGET", 1.5)
     plain.close()
     cache.close()
@@ -187,7 +185,7 @@ def shared_hits_in_loop(server: EmbeddedRedis) -> None:
         loop = runner.get_loop()
         theirs = clocked_in_loop(loop, get, TRIPS)
         say("hit of the shared tier, asyncio", compare(clocked_in_loop(loop, user, TRIPS), theirs), "GET", 1.25)
-        together = clocked_in_loop(loop, at_once, TRIPS // 10)
+        together = clocked_in_loop(loop, at_once, 2)
         say(f"each of {KEYS} tasks at once", compare(lambda: together() / KEYS, theirs), "GET", 0.25)
         runner.run(plain.aclose())
         runner.run(cache.aclose())
