@@ -111,6 +111,16 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Redis:
+    """`[redis]`"""
+
+    url: str = setting(
+        "", doc="The shared tier of the caches, for `relay cache`: redis://, rediss://, unix://.", secret=True
+    )
+    namespace: str = setting("relay", doc="The namespace of its keys, as the services name it.")
+
+
+@dataclass(frozen=True, slots=True)
 class Topic:
     """`[topics."NAME"]`, and `[topics."*"]` for all others."""
 
@@ -177,16 +187,18 @@ class Settings:
     topics: Mapping[str, Topic] = field(default_factory=dict)
     http: Http = field(default_factory=Http)
     log: Log = field(default_factory=Log)
+    redis: Redis = field(default_factory=Redis)
 
     def topic(self, name: str) -> Topic:
         """What holds for a topic: its own section, else that of `*`, else the defaults."""
         return self.topics.get(name) or self.topics.get("*") or Topic()
 
 
-SECTIONS: dict[str, type[Any]] = {"database": Database, "daemon": Daemon, "http": Http, "log": Log}
+SECTIONS: dict[str, type[Any]] = {"database": Database, "daemon": Daemon, "http": Http, "log": Log, "redis": Redis}
 SHORT: dict[str, tuple[str, str]] = {
     "RELAY_DATABASE_URL": ("database", "url"),
     "RELAY_KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap.servers"),
+    "RELAY_REDIS_URL": ("redis", "url"),
 }
 APART = {"RELAY_CONFIG", "RELAY_FAILPOINTS", "RELAY_ENV", "RELAY_TEST_CACHE", "RELAY_BENCH_SCALE"}
 """Variables with our prefix that are no settings."""
@@ -453,6 +465,13 @@ def require_database(settings: Settings) -> str:
     if not settings.database.url:
         raise ConfigError("RLY-201", "database.url is not set", "set RELAY_DATABASE_URL")
     return settings.database.url
+
+
+def require_redis(settings: Settings) -> str:
+    """The URL of the shared tier, or an error that names the setting."""
+    if not settings.redis.url:
+        raise ConfigError("RLY-201", "redis.url is not set", "set RELAY_REDIS_URL")
+    return settings.redis.url
 
 
 def require_kafka(settings: Settings) -> Mapping[str, Any]:

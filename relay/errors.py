@@ -6,7 +6,8 @@ RelayError
 ├── UnreachableError   RLY-3xx  a dependency does not answer                                          exit 3
 ├── SchemaError        RLY-4xx  the schema `relay` is missing, too old or too new                     exit 4
 ├── GrantError         RLY-5xx  the database role may not do what it has to do                        exit 1
-└── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
+├── OperatorError      RLY-6xx  a command cannot do what was asked                                    exit 1
+└── CacheError         RLY-9xx  the cache or a consumer was asked for what it cannot do               exit 1
 
 RLY-7xx are no exceptions: they say in logs, in `relay status` and beside parked events why something waits. RLY-8xx are
 what `relay doctor` finds.
@@ -48,6 +49,7 @@ CODES: dict[str, str] = {
     "RLY-302": "the database refuses the login",
     "RLY-303": "the database is read-only",
     "RLY-304": "the Kafka brokers cannot be reached",
+    "RLY-305": "Redis cannot be reached",
     "RLY-401": "the schema relay is missing",
     "RLY-402": "the schema relay is too old",
     "RLY-403": "the schema relay is too new",
@@ -58,6 +60,7 @@ CODES: dict[str, str] = {
     "RLY-603": "the parked event waits for an earlier one",
     "RLY-604": "the embedded part could not be started",
     "RLY-605": "the parked event is in use",
+    "RLY-606": "the shared tier is closed",
     "RLY-611": "there is no Alembic project",
     "RLY-612": "the Alembic history has several heads",
     "RLY-613": "Alembic refuses",
@@ -79,6 +82,28 @@ CODES: dict[str, str] = {
     "RLY-812": "a topic takes less than the outbox",
     "RLY-813": "a topic has too few replicas to be written",
     "RLY-814": "a topic keeps too few copies",
+    "RLY-901": "a value cannot be written by its codec",
+    "RLY-902": "a class has no codec",
+    "RLY-903": "the shared tier is set up in a way that cannot work",
+    "RLY-930": "the consumer is used in a way that cannot work",
+    "RLY-931": "the consumer cannot go on",
+    "RLY-932": "the shared tier takes no events",
+    "RLY-933": "a topic cannot be read",
+    "RLY-934": "an event is malformed",
+    "RLY-935": "a hook fails",
+    "RLY-936": "a hook does not end",
+    "RLY-937": "a hook returns something else than keys and stamps",
+    "RLY-938": "an event cannot be set aside",
+    "RLY-939": "the process tier has no feed",
+    "RLY-911": "a loader reads what it is loading",
+    "RLY-912": "a loader returned no versioned value",
+    "RLY-913": "a loader returned an old version",
+    "RLY-914": "too many loads are under way",
+    "RLY-915": "a cache has a wrong setting",
+    "RLY-916": "a derived value has an argument without identity",
+    "RLY-951": "there is no key for session tokens",
+    "RLY-952": "a session token is refused",
+    "RLY-953": "the Redis client of a session store decodes responses",
 }
 """Code to meaning, in one place: `docs/ERRORS.md` explains each."""
 
@@ -127,6 +152,10 @@ class GrantError(RelayError):
 
 class OperatorError(RelayError):
     """A command cannot do what was asked, and did nothing."""
+
+
+class CacheError(RelayError):
+    """The cache or a consumer was asked for what it cannot do. No copy was changed."""
 
 
 def words_of(raised: Any) -> tuple[str, str]:

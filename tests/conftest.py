@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from relay.demo.postgres import EmbeddedPostgres
-from tests.support import postgres, scratch
+from relay.demo.redis import EmbeddedRedis
+from tests.support import postgres, redis, scratch
 
 scratch.use_memory()
 
@@ -77,3 +78,22 @@ def topic(kafka) -> str:
     from tests.support.kafka import fresh_topic
 
     return fresh_topic(kafka)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """The shared Redis. Not to be killed, flushed or filled."""
+    yield redis.shared_server()
+    redis.close_shared_server()
+
+
+@pytest.fixture
+def redis_url(redis_server) -> str:
+    """Where the shared Redis listens."""
+    return redis_server.url
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace of the shared Redis that nobody has used."""
+    return redis.fresh_namespace()

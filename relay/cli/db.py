@@ -102,12 +102,19 @@ def sql(after: int, upto: int) -> None:
 @click.option("--relay", multiple=True, metavar="ROLE", help="The role of `relay run`.")
 @click.option("--monitor", multiple=True, metavar="ROLE", help="The role of `relay status`; sees no content.")
 @click.option("--admin", multiple=True, metavar="ROLE", help="The role of `relay parked`.")
-def grants(writer: tuple[str, ...], relay: tuple[str, ...], monitor: tuple[str, ...], admin: tuple[str, ...]) -> None:
+@click.option("--reader", multiple=True, metavar="ROLE", help="Services that load for caches; `relay cache verify`.")
+def grants(
+    writer: tuple[str, ...],
+    relay: tuple[str, ...],
+    monitor: tuple[str, ...],
+    admin: tuple[str, ...],
+    reader: tuple[str, ...],
+) -> None:
     """Print the rights that each role needs as SQL. Needs no connection; the roles must exist when it is run."""
-    named = {"writer": writer, "relay": relay, "monitor": monitor, "admin": admin}
+    named = {"writer": writer, "relay": relay, "monitor": monitor, "admin": admin, "reader": reader}
     roles = [(part, role) for part, names in named.items() for role in names]
     if not roles:
-        raise click.UsageError("name at least one role: --writer, --relay, --monitor or --admin")
+        raise click.UsageError("name at least one role: --writer, --relay, --monitor, --admin or --reader")
     if any(not role or "\0" in role for _, role in roles):
         raise click.UsageError("a role's name must not be empty")
     click.echo(grants_sql(roles), nl=False)

@@ -61,6 +61,7 @@ def cli() -> None:
 
 def register() -> None:
     """Adds the commands. Here and nowhere else; help lists them in this order."""
+    from relay.cli.cache import cache
     from relay.cli.capture import capture
     from relay.cli.completion import completion
     from relay.cli.config import config
@@ -73,7 +74,7 @@ def register() -> None:
     from relay.cli.status import status
     from relay.cli.top import top
 
-    for command in (demo, db, run, doctor, status, top, explain, parked, capture, config, completion):
+    for command in (demo, db, run, doctor, status, top, explain, parked, cache, capture, config, completion):
         cli.add_command(command)
 
 

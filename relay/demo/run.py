@@ -21,7 +21,7 @@ from relay.demo.brokers import Brokers, GivenBrokers, MockBrokers
 from relay.demo.children import clean_environ
 from relay.demo.databases import Database, GivenDatabase, TemporaryDatabase
 from relay.demo.stage import Stage
-from relay.demo.verdict import is_kept, judge, lines
+from relay.demo.verdict import NOBODY_READ, is_kept, judge, lines
 from relay.errors import ConfigError, RelayError
 
 LOG_MAX: Final = 200
@@ -59,7 +59,7 @@ class Program:
             _print(f"{at:7.1f} s  {text}")
 
     def _set_the_stage(self, parts: ExitStack) -> Stage:
-        _print("relay demo: changes travel from an application to Kafka while things break.\n")
+        _print("relay demo: changes travel from an application to the caches of others while things break.\n")
         with self._step() as done:
             database = self._database()
             parts.callback(database.close)
@@ -79,6 +79,10 @@ class Program:
             stage.start_reader()
             stage.start_application()
             done("an application, and a reader", "SQLAlchemy; a consumer")
+        with self._step() as done:
+            redis_url = self._environ.get("RELAY_REDIS_URL", "")
+            stage.start_copies(redis_url)
+            done("Redis, a consumer, two services", "a given Redis" if redis_url else "temporary")
         _print("\n  Everything that was started or created here is removed at the end.\n")
         return stage
 
@@ -135,9 +139,10 @@ class Program:
             _print(f"\nverdict: NONE. The history cannot be judged: {error}")
             return 1
         _print("")
-        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max):
+        reads = NOBODY_READ if stage.copies is None else stage.copies.figures()
+        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max, reads=reads):
             _print(line)
-        return 0 if is_kept(verdict, left) else 1
+        return 0 if is_kept(verdict, left, reads) else 1
 
 
 def _check_mark() -> str:

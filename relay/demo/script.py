@@ -10,7 +10,8 @@ from relay.demo.ledger import in_words
 from relay.demo.stage import Stage
 
 CALM_SECONDS: Final = 3.0
-OUTAGE_SECONDS: Final = 4.0
+OUTAGE_SECONDS: Final = 3.0
+FROZEN_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 12.0
 
 
@@ -36,6 +37,18 @@ def _freeze(stage: Stage) -> None:
     _settle(stage)
 
 
+def _flush(stage: Stage) -> None:
+    stage.flush()
+    _settle(stage)
+
+
+def _consumer(stage: Stage) -> None:
+    stage.toggle_consumer()
+    _pass(stage, FROZEN_SECONDS)
+    stage.toggle_consumer()
+    _settle(stage)
+
+
 def _brokers(stage: Stage) -> None:
     stage.toggle_brokers()
     _pass(stage, OUTAGE_SECONDS)
@@ -52,6 +65,8 @@ def _database(stage: Stage) -> None:
 _ACTS: Final[dict[str, Callable[[Stage], None]]] = {
     "kill": _kill,
     "freeze": _freeze,
+    "flush": _flush,
+    "consumer": _consumer,
     "brokers": _brokers,
     "database": _database,
 }
@@ -82,3 +97,7 @@ def _say_figures(stage: Stage) -> None:
     facts = f"{now.written} written, {now.published} published, {waiting.count} waiting, {now.repeated} repeated"
     delay = "" if now.p50 is None or now.p99 is None else f"; p50 {in_words(now.p50)} p99 {in_words(now.p99)}"
     stage.say(f"= {facts}{delay}")
+    if stage.copies is not None:
+        reads = stage.copies.figures()
+        stale = "" if reads.p99 is None else f"; stale p99 {in_words(reads.p99)}"
+        stage.say(f"= {reads.reads} reads, {reads.hit_rate:.1%} hits, {reads.older} older than applied{stale}")

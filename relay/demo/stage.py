@@ -1,8 +1,10 @@
 """Everything that runs, in one place, and what may be done to it. The script and the keys both act through this.
 
 application ──▶ Postgres ──▶ relay a, relay b ──▶ Kafka ──▶ reader
-     │                                                        │
-     └──────────────── journal ──▶ ledger ◀───────────────────┘
+     │                                              │         │
+     │                              consumer ◀──────┘         │
+     │                                 └──▶ Redis ◀── services│
+     └──────────────── journal ──▶ ledger ◀─────────┴─────────┘
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sqlalchemy.engine import URL
 
 from relay.demo.brokers import PARTITIONS, Brokers
 from relay.demo.children import Child, clean_environ
+from relay.demo.copies import Copies
 from relay.demo.databases import Database
 from relay.demo.ledger import Ledger
 from relay.demo.outbox_gauge import OutboxGauge
@@ -34,7 +37,7 @@ CATCH_ATTEMPTS: Final = 60
 STARTS_MAX: Final = 40
 DATABASE_AWAY_SECONDS: Final = 1.0
 
-FAULTS: Final = ("kill", "freeze", "brokers", "database")
+FAULTS: Final = ("kill", "freeze", "flush", "consumer", "brokers", "database")
 
 
 class Stage:
@@ -54,6 +57,7 @@ class Stage:
         self.relays: list[Relay] = []
         self.application: Child | None = None
         self.reader: Reader | None = None
+        self.copies: Copies | None = None
         self.gauge = OutboxGauge(database.url)
 
     def start_relays(self, environ: Mapping[str, str]) -> None:
@@ -96,8 +100,20 @@ class Stage:
                 raise OperatorError("RLY-604", f"the application did not start: {words}")
             time.sleep(0.02)
 
+    def start_copies(self, redis_url: str) -> None:
+        """Starts what reads: Redis, its consumer and two services.
+
+        Raises:
+            OperatorError: a part did not start; carries what it said.
+        """
+        url = _for_sqlalchemy(self.database.url)
+        self.copies = Copies(self.brokers.client, self.brokers.topic, url, self.say, redis_url)
+        self.copies.start()
+
     def tick(self) -> None:
         """Starts dead relays again, and tells when the frozen one has lost its lanes."""
+        if self.copies is not None:
+            self.copies.tick()
         for relay in self.relays:
             relay.supervise()
             if relay.starts > STARTS_MAX:
@@ -135,12 +151,17 @@ class Stage:
         """Whether every part works and nothing has piled up."""
         parts = self.brokers.is_up and self.database_is_up
         relays = all(relay.condition == "working" and not relay.problem for relay in self.relays)
-        return parts and relays and self.gauge.waiting.count < RATE / 2
+        copies = self.copies is None or self.copies.is_well
+        return parts and relays and copies and self.gauge.waiting.count < RATE / 2
 
     @property
     def possible(self) -> list[str]:
         """The faults that these parts allow. Somebody else's server or cluster is not ours to break."""
-        allowed = {"brokers": self.brokers.can_go_away, "database": self.database.can_crash}
+        allowed = {
+            "brokers": self.brokers.can_go_away,
+            "database": self.database.can_crash,
+            "flush": self.copies is not None and self.copies.can_flush,
+        }
         return [name for name in FAULTS if allowed.get(name, True)]
 
     def kill(self) -> None:
@@ -194,6 +215,18 @@ class Stage:
         self._crashing = threading.Thread(target=self._crash_and_restart, name="crash", daemon=True)
         self._crashing.start()
 
+    def flush(self) -> None:
+        """Empties Redis."""
+        if self.copies is not None:
+            self.faults["flush"] += 1
+            self.copies.flush()
+
+    def toggle_consumer(self) -> None:
+        """Freezes the consumer, or lets it go on."""
+        if self.copies is not None:
+            self.faults["consumer"] += not self.copies.is_frozen
+            self.copies.toggle_consumer()
+
     def repair(self) -> None:
         """Undoes what was done: the end of the demo is not a fault."""
         if self.frozen is not None:
@@ -218,6 +251,8 @@ class Stage:
             self.say(f"{relay.name} stopped with SIGTERM" + ("" if code == 0 else f", and ended with {code}"))
         if self.reader is not None and not self.reader.finish(20):
             self.say("the topic could not be read to its end")
+        if self.copies is not None:
+            self.copies.finish()
         return left
 
     def close(self) -> None:
@@ -226,6 +261,8 @@ class Stage:
             self.application.close()
         for relay in self.relays:
             relay.close()
+        if self.copies is not None:
+            self.copies.close()
         if self._crashing is not None:
             self._crashing.join(60)
         self.gauge.close()
@@ -235,7 +272,10 @@ class Stage:
     def _on_journal(self, line: str) -> bool:
         if not line.startswith("{"):
             return False
-        self.ledger.wrote(json.loads(line))
+        told = json.loads(line)
+        self.ledger.wrote(told)
+        if self.copies is not None:
+            self.copies.staleness.wrote(told)
         return True
 
     def _count(self, fault: str, relays: int) -> None:

@@ -21,7 +21,7 @@ LIMIT_SECONDS: Final = 300.0
 """Journal and topic are kept in memory, and the mock's log gets slow: then the verdict comes by itself."""
 HISTORY: Final = 40
 BARS: Final = " ▁▂▃▄▅▆▇█"
-KEYS: Final = {"k": "kill", "z": "freeze", "b": "brokers", "d": "database"}
+KEYS: Final = {"k": "kill", "z": "freeze", "r": "flush", "c": "consumer", "b": "brokers", "d": "database"}
 COLORS: Final = {"working": "green", "starting": "yellow", "frozen": "cyan", "dead": "red", "stopped": "dim"}
 
 
@@ -52,12 +52,15 @@ class View:
         if fault is None:
             return
         if fault not in self._stage.possible:
-            owner = self._stage.brokers.label if fault == "brokers" else self._stage.database.label
+            owners = {"brokers": self._stage.brokers.label, "flush": "Redis"}
+            owner = owners.get(fault, self._stage.database.label)
             self._stage.say(f"{owner} is not ours to break: unset its variable to see that")
             return
         actions = {
             "kill": self._stage.kill,
             "freeze": self._stage.freeze,
+            "flush": self._stage.flush,
+            "consumer": self._stage.toggle_consumer,
             "brokers": self._stage.toggle_brokers,
             "database": self._stage.crash_database,
         }
@@ -73,9 +76,10 @@ class View:
             self._figures(),
             Text(),
             self._relays(),
+            self._copies(),
             Text(),
         ]
-        rows = max(3, self._console.height - 15)
+        rows = max(3, self._console.height - 18)
         return Group(*head, *self._log(rows), Text(), self._help())
 
     def _title(self) -> Table:
@@ -127,6 +131,21 @@ class View:
             table.add_row(*_relay_row(relay))
         return table
 
+    def _copies(self) -> Text:
+        """What the readers get, in two lines."""
+        copies = self._stage.copies
+        if copies is None:
+            return Text("\n")
+        now = copies.figures()
+        state = "frozen" if copies.is_frozen else ", ".join(copies.problems) or "working"
+        line = Text(" ● ", style="green" if copies.is_well else "cyan" if copies.is_frozen else "red")
+        line.append(f"consumer {state}, {copies.applied:,} applied, epoch {copies.epochs}", style="")
+        line.append("\n   ")
+        stale = "" if now.p99 is None else f", stale p99 {in_words(now.p99)}"
+        line.append(f"2 services: {now.reads:,} reads, {now.hit_rate:.1%} cached, {now.saved:,} loads saved{stale}, ")
+        line.append(f"too old {now.older}", style="bold red" if now.older else "green")
+        return line
+
     def _log(self, rows: int) -> list[Text]:
         newest = list(self._happened)[-rows:]
         lines = [Text(f"{at:7.1f} s  {what}", no_wrap=True, overflow="ellipsis") for at, what in newest]
@@ -137,10 +156,12 @@ class View:
     def _help(self) -> Text:
         stage = self._stage
         names = {
-            "k": "kill relay",
-            "z": "thaw relay" if stage.frozen else "freeze relay",
-            "b": "brokers away" if stage.brokers.is_up else "brokers back",
-            "d": "crash Postgres",
+            "k": "kill",
+            "z": "thaw" if stage.frozen else "freeze",
+            "b": "brokers " + ("away" if stage.brokers.is_up else "back"),
+            "d": "crash DB",
+            "r": "flush Redis",
+            "c": "thaw" if stage.copies is not None and stage.copies.is_frozen else "stop consumer",
             "q": "quit",
         }
         line = Text(" ")

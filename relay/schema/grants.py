@@ -1,4 +1,4 @@
-"""The rights of four roles, as SQL to read first. What each must not be able to do is tested as well as what it must.
+"""The rights of five roles, as SQL to read first. What each must not be able to do is tested as well as what it must.
 
 | role | may | may not |
 |---|---|---|
@@ -6,6 +6,7 @@
 | relay | lock lanes, read and delete events, park them | insert or change events, delete parked ones, any DDL |
 | monitor | read everything but keys, headers, payloads | change anything, read content |
 | admin | read parked events, retry and drop them | change what is in an event, publish one of its own |
+| reader | read which version each entity has | change anything, read events |
 
 Roles are not created here: where they come from differs from place to place. Rights that were granted to PUBLIC or to a
 role by other means are not taken away.
@@ -57,7 +58,18 @@ GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
 GRANT EXECUTE ON FUNCTION relay.unpark(bigint, boolean) TO {role};
 """
 
-ROLES: dict[str, LiteralString] = {"writer": WRITER, "relay": RELAY, "monitor": MONITOR, "admin": ADMIN}
+# Loaders of caches, which read an entity's version beside its row, and `relay cache verify`, which compares.
+READER: LiteralString = """\
+GRANT SELECT ON relay.schema_version, relay.entity_version TO {role};
+"""
+
+ROLES: dict[str, LiteralString] = {
+    "writer": WRITER,
+    "relay": RELAY,
+    "monitor": MONITOR,
+    "admin": ADMIN,
+    "reader": READER,
+}
 
 
 def grants(roles: Sequence[tuple[str, str]]) -> str:
@@ -82,5 +94,6 @@ def _heading(part: str) -> SQL:
         "relay": "\n-- relay run: publish and remove events, never change one.\n",
         "monitor": "\n-- relay status: see how much waits and since when, no content.\n",
         "admin": "\n-- relay parked: treat what Kafka refused.\n",
+        "reader": "\n-- Caches and relay cache verify: see which version each entity has, no content.\n",
     }
     return SQL(headings[part])

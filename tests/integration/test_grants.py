@@ -1,4 +1,4 @@
-"""The four roles that `relay db grants` prints: each can do its work, and nothing that it must not do."""
+"""The five roles that `relay db grants` prints: each can do its work, and nothing that it must not do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import sql
 from tests.support.commands import emit, park, relay
 from tests.support.relay_process import RelayProcess, eventually
 
-PARTS = ("writer", "relay", "monitor", "admin")
+PARTS = ("writer", "relay", "monitor", "admin", "reader")
 
 
 @pytest.fixture
@@ -197,6 +197,25 @@ def test_an_admin_treats_parked_events_and_changes_none(open_as, dsn_of, owner):
         "SELECT payload FROM relay.outbox",
         "DELETE FROM relay.outbox",
         "SELECT relay.emit('t', 'k', 'x'::text)",
+    )
+
+
+def test_a_reader_sees_versions_and_no_events(open_as, owner):
+    """What a loader reads beside its row, in one statement, and nothing of what was announced."""
+    owner.execute("SELECT relay.touch('user', '1'), relay.touch('user', '1')")
+    reader = open_as("reader")
+    of_one = "SELECT version FROM relay.entity_version WHERE entity = 'user' AND id = '1'"
+    assert reader.execute(of_one).fetchone() == (2,)
+    refused(
+        reader,
+        "SELECT * FROM relay.entity_version FOR UPDATE",
+        "DELETE FROM relay.entity_version",
+        "SELECT id FROM relay.outbox",
+        "SELECT id FROM relay.parked",
+        "SELECT * FROM relay.lane",
+        "SELECT relay.emit('t', 'k', 'x'::text)",
+        "SELECT relay.touch('user', '1')",
+        "SELECT relay.unpark(1, true)",
     )
 
 

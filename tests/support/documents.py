@@ -15,6 +15,8 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from relay import errors, logs
+from relay.cache.numbers import METRICS
+from relay.cache.prometheus import PREFIX
 from relay.cli.main import cli
 from relay.config import KAFKA_DEFAULTS, KAFKA_GUARDED, KAFKA_OURS, SECTIONS, SHORT, Topic
 from relay.metrics import Metrics
@@ -141,6 +143,11 @@ def metrics() -> str:
     return table(("metric", "kind", "labels", "means"), rows)
 
 
+def cache_metrics() -> str:
+    rows = [(f"`{PREFIX}{m.name}`", m.kind, ", ".join(m.labels), m.meaning) for m in METRICS]
+    return table(("metric", "kind", "labels", "means"), rows)
+
+
 def log_rows() -> list[tuple[str, str, list[str]]]:
     """Event, level and fields of every line that the daemon may write."""
     return [(name, level, given.split(", ")) for name, level, given in LOG_ROW.findall(logs.__doc__ or "")]
@@ -187,6 +194,7 @@ PARTS = {
     "kafka-defaults": kafka_defaults,
     "kafka-guarded": kafka_guarded,
     "metrics": metrics,
+    "cache-metrics": cache_metrics,
     "log-events": log_events,
     "cli": cli_command,
 }

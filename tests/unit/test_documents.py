@@ -9,11 +9,13 @@ from collections import deque
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 
 from relay import logs
+from relay.cache.tiers import Progress
 from relay.daemon.diagnosis.examine import ORDER
 from relay.daemon.diagnosis.finding import Finding
 from relay.daemon.explanation import Explanation
@@ -21,6 +23,9 @@ from relay.daemon.glance import Glance, ParkedGroup
 from relay.daemon.overview import Overview, TopicBacklog
 from relay.daemon.parked import ParkedEvent
 from relay.daemon.sightings import Record, Search
+from relay.daemon.verification import report
+from relay.daemon.verification.knowledge import Tally
+from relay.daemon.verification.survey import Survey
 from relay.daemon.whereabouts import Aside, Holder, Waiting, Whereabouts
 from relay.errors import CODES
 from relay.migrations.revision import Revision
@@ -34,8 +39,9 @@ CODE = re.compile(r"RLY-\d{3}")
 
 
 COMMANDS = {path: command.callback for path, command in commands()}
-STATUS, PARKED, CONFIG, TOP, EXPLAIN = (
-    inspect.getmodule(COMMANDS[f"relay {path}"]) for path in ("status", "parked list", "config check", "top", "explain")
+STATUS, PARKED, CONFIG, TOP, EXPLAIN, CACHE = (
+    inspect.getmodule(COMMANDS[f"relay {path}"])
+    for path in ("status", "parked list", "config check", "top", "explain", "cache status")
 )
 
 OTHER_NAMES = {"env.py", "relay.toml", "relay.outbox", "sasl.password"}
@@ -64,8 +70,8 @@ def test_every_kind_of_table_has_its_place():
     """Settings, metrics, log events and every command are somewhere, once."""
     places = [found[1] for file in documents() for found in MARKED.findall(file.read_text(encoding="utf-8"))]
     wanted = {f"cli {path.removeprefix('relay ')}" for path, _ in commands()}
-    wanted |= {f"settings {section}" for section in ("database", "daemon", "http", "log", "topics")}
-    wanted |= {"kafka-defaults", "kafka-guarded", "metrics", "log-events", "families", "exit"}
+    wanted |= {f"settings {section}" for section in ("database", "daemon", "http", "log", "redis", "topics")}
+    wanted |= {"kafka-defaults", "kafka-guarded", "metrics", "cache-metrics", "log-events", "families", "exit"}
     assert sorted(places) == sorted(wanted)
 
 
@@ -178,7 +184,7 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     say = inspect.getsource(PARKED._say)
     fields_of_say = {"retried", "dropped", *re.findall(r'"(moved|refused)":', say)}
     refused = {f"refused[].{name}" for name in re.findall(r'"([a-z]+)": ', say) if name not in ("moved", "refused")}
-    assert documented("generated: cli parked drop", "## relay capture") == fields_of_say | refused
+    assert documented("generated: cli parked drop", "## relay cache") == fields_of_say | refused
     assert documented("generated: cli capture list", "## relay config") == {spec.name for spec in fields(Captured)}
     assert documented("## relay config", "## relay completion") == set(CONFIG.Line._fields)
     assert documented("generated: cli db upgrade", "generated: cli db check") == {"steps"}
@@ -187,6 +193,18 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
     assert documented("generated: cli db revision", "generated: cli db sql") == revision
     assert 'json.dumps({"version": found, "written_for": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+
+
+def test_the_fields_of_the_shared_tier_are_documented():
+    """Of what lies in it, and of what the checker found."""
+    tally = Tally([1.0], healed_seconds=[1.0])
+    verifier = SimpleNamespace(tally=tally, share=1.0, unhealed=0, tier_failures=0)
+    verified = names_of(report.as_data(verifier, 1.0))
+    assert documented("generated: cli cache verify", "## relay capture") == verified
+    seen = CACHE._status(Progress(b"e", {("t", 0): 1}), Survey(), {("t", 0): 0})
+    assert documented("generated: cli cache status", "generated: cli cache reset") == names_of(seen)
+    fields_of_reset = set(re.findall(r'"(before|after)": ', inspect.getsource(COMMANDS["relay cache reset"])))
+    assert documented("generated: cli cache reset", "generated: cli cache verify") == fields_of_reset
 
 
 def test_the_fields_and_checks_of_doctor_are_documented():

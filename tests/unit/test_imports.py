@@ -36,7 +36,11 @@ def test_tracking_a_class_needs_no_greenlet():
         "sys.modules['greenlet'] = None\n"
         "from sqlalchemy import Integer, Column\n"
         "from sqlalchemy.orm import Session, declarative_base\n"
-        "from relay.outbox import track, version_of\n"
+        "from relay.outbox import get_versioned, track, version_of\n"
+        "try:\n"
+        "    get_versioned(Session(), object, 1)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
         "class User(declarative_base()):\n"
         "    __tablename__ = 'users'\n"
         "    id = Column(Integer, primary_key=True)\n"
@@ -44,7 +48,7 @@ def test_tracking_a_class_needs_no_greenlet():
         "print(version_of(Session(), User(id=1)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None"]
+    assert done.stdout.split() == ["EventError", "None"]
 
 
 def test_a_revision_loads_nothing_but_alembic():

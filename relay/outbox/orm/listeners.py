@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from sqlalchemy import Engine, event, inspect
-from sqlalchemy.orm import InstanceState, Mapper, Session, scoped_session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from relay.errors import EventError
 from relay.outbox.orm import cascades, flushes, plans, statements, versions
+from relay.outbox.orm.kinds import is_async, unscoped
 from relay.outbox.orm.plans import Options
 
 LISTENERS: tuple[tuple[Any, str, Any, dict[str, Any]], ...] = (
@@ -59,19 +59,14 @@ def version_of(session: Any, instance: object) -> int | None:
             "RLY-130", f"the class {type(instance).__name__} is not tracked", "track it, or keep what touch returns"
         )
     key = state.key[1] if state.key is not None else plan.key_of(state)
-    return versions.find(_plain(session), (plan.entity, plans.entity_id(key)))
+    return versions.find(plain(session), (plan.entity, plans.entity_id(key)))
 
 
-def _plain(session: Any) -> Session:
-    """The session behind a scoped or an asynchronous one.
-
-    Only who has loaded SQLAlchemy's asyncio can pass one of its sessions; it needs greenlet, which others may lack.
-    """
-    asynchronous = sys.modules.get("sqlalchemy.ext.asyncio")
-    if isinstance(session, scoped_session) or (asynchronous and isinstance(session, asynchronous.async_scoped_session)):
-        session = session()
-    if asynchronous and isinstance(session, asynchronous.AsyncSession):
+def plain(session: Any) -> Session:
+    """The session behind a scoped or an asynchronous one."""
+    session = unscoped(session)
+    if is_async(session):
         session = session.sync_session
     if not isinstance(session, Session):
-        raise EventError("RLY-111", f"a {type(session).__name__} has no tracked objects", "pass a session of the ORM")
+        raise EventError("RLY-111", f"a {type(session).__name__} is no session of the ORM", "pass a session of the ORM")
     return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def rolled_back(session: Session, transaction: SessionTransaction) -> None:
     """Drops what went with a transaction or a savepoint."""
     journal = session.info.get(KEY)
     if journal:
-        journal[:] = [entry for entry in journal if not _is_within(entry.transaction, transaction)]
+        journal[:] = [entry for entry in journal if not is_within(entry.transaction, transaction)]
 
 
 def find(session: Session, name: tuple[str, str]) -> int | None:
@@ -57,13 +57,24 @@ def find(session: Session, name: tuple[str, str]) -> int | None:
     return None
 
 
+def written(session: Session) -> Iterator[tuple[str, str, int]]:
+    """All versions that the session has written in the transaction that it is in."""
+    transaction = session.get_transaction()
+    for entry in session.info.get(KEY, ()):
+        if transaction is not None and _root(entry.transaction) is _root(transaction):
+            for entity, id_, version in zip(entry.entities, entry.ids, entry.versions, strict=True):
+                if version is not None:
+                    yield entity, id_, version
+
+
 def _root(transaction: SessionTransaction) -> SessionTransaction:
     while transaction.parent is not None:
         transaction = transaction.parent
     return transaction
 
 
-def _is_within(inner: Any, outer: SessionTransaction) -> bool:
+def is_within(inner: Any, outer: SessionTransaction) -> bool:
+    """Whether one transaction is the other, or a savepoint in it."""
     while inner is not None:
         if inner is outer:
             return True

@@ -1,0 +1,124 @@
+"""Where the checker learns from: the end of the topic, the records in Redis, the primary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from relay.core.change import Change, decode
+from relay.daemon.brokers import KEEP
+from relay.daemon.verification.knowledge import Name
+from relay.database import Connection
+from relay.errors import UnreachableError
+
+ASK_SECONDS: Final = 5.0
+EVENTS_PER_TURN: Final = 1000
+NAMES_PER_WALK: Final = 100
+
+# Reads by the primary key of entity_version, once for each of a few hundred entities; locks nothing.
+VERSIONS: Final = """\
+SELECT coalesce(v.version, 0)
+FROM unnest(%(entities)s::text[], %(ids)s::text[]) WITH ORDINALITY AS wanted (entity, id, position)
+LEFT JOIN relay.entity_version AS v ON v.entity = wanted.entity AND v.id = wanted.id
+ORDER BY wanted.position"""
+
+
+class Primary:
+    """Versions as they are committed now."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def versions(self, names: Sequence[Name]) -> list[int]:
+        """In the order of the names.
+
+        Raises:
+            psycopg.Error: the database does not answer.
+        """
+        if not names:
+            return []
+        parameters = {"entities": [name.entity for name in names], "ids": [name.id for name in names]}
+        return [row[0] for row in self._connection.execute(VERSIONS, parameters)]
+
+
+class Walk:
+    """The names of records, some hundred at a time, around Redis again and again in the order of its hash table."""
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        self._client = client
+        self._prefix = f"relay:{{{namespace}}}:r:"
+        self._cursor = 0
+        self.rounds = 0
+        """How often all of Redis was walked through."""
+
+    def names(self) -> list[Name]:
+        """Those that one SCAN finds: perhaps none.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        pattern = _literal(self._prefix) + "*"
+        self._cursor, keys = self._client.scan(self._cursor, match=pattern, count=1000)
+        self.rounds += self._cursor == 0
+        names = []
+        for key in keys[:NAMES_PER_WALK]:
+            entity, colon, id_ = key.decode(errors="replace").removeprefix(self._prefix).partition(":")
+            if colon:
+                names.append(Name(entity, id_))
+        return names
+
+
+def _literal(text: str) -> str:
+    """The text as a pattern of Redis that matches it alone."""
+    return "".join(f"\\{character}" if character in "*?[]^\\" else character for character in text)
+
+
+class Tail:
+    """Events that arrive at the end of a topic from now on. Belongs to no group and commits nothing."""
+
+    def __init__(self, properties: Mapping[str, Any], topic: str) -> None:
+        kept = {name: value for name, value in properties.items() if name.startswith(KEEP)}
+        self._consumer = Consumer(
+            {
+                **kept,
+                "group.id": "relay-verify",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "latest",
+                "fetch.wait.max.ms": 50,
+                "log_level": 0,
+                "error_cb": lambda _error: None,
+            }
+        )
+        try:
+            found = self._consumer.list_topics(topic, timeout=ASK_SECONDS).topics.get(topic)
+            partitions = [] if found is None or found.error is not None else sorted(found.partitions)
+            # The offsets themselves, and not "the end": what is written before the first fetch counts as well.
+            ends = [
+                TopicPartition(topic, number, self._consumer.get_watermark_offsets(TopicPartition(topic, number))[1])
+                for number in partitions
+            ]
+        except KafkaException:
+            self._consumer.close()
+            raise UnreachableError(
+                "RLY-304", "the Kafka brokers do not answer", "check kafka.bootstrap.servers"
+            ) from None
+        self.ends = {(end.topic, end.partition): end.offset for end in ends}
+        """Where each partition ended when this began; empty if there is no such topic."""
+        self._consumer.assign(ends)
+
+    def events(self) -> Iterator[tuple[Name, int]]:
+        """What has arrived since, without waiting; only what names an entity and a version."""
+        for message in self._consumer.consume(EVENTS_PER_TURN, 0) if self.ends else ():
+            if message.error() is not None:
+                continue
+            headers: Any = message.headers()
+            change = decode(message.key(), message.value(), headers)
+            if isinstance(change, Change) and change.version is not None:
+                yield Name(change.entity, change.id), change.version
+
+    def close(self) -> None:
+        """Leaves."""
+        self._consumer.close()

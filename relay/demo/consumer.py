@@ -1,0 +1,67 @@
+"""The consumer of the demo: a process of its own, which keeps the copies in Redis right.
+
+    python -m relay.demo.consumer        DEMO_KAFKA (JSON), DEMO_TOPIC and DEMO_REDIS in the environment
+
+It says in lines of JSON what happens to it, and stops when a line comes in on stdin, or its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any, Final
+
+from relay.cache import RedisShared
+from relay.cache.numbers import EPOCHS, EVENTS, Numbers
+from relay.consumer import Consumer
+
+NAMESPACE: Final = "demo"
+GROUP: Final = "relay-demo-cache"
+SAY_SECONDS: Final = 0.25
+
+_saying = threading.Lock()
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line, whole."""
+    with _saying:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Consumes until it is told to stop, and says four times a second how far it is."""
+    numbers = Numbers()
+    shared = RedisShared.from_url(os.environ["DEMO_REDIS"], namespace=NAMESPACE)
+    consumer = Consumer(
+        kafka=json.loads(os.environ["DEMO_KAFKA"]),
+        topics=[os.environ["DEMO_TOPIC"]],
+        group=GROUP,
+        shared=shared,
+        from_beginning=True,
+        recorder=numbers,
+    )
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+    with consumer:
+        while not stop.wait(SAY_SECONDS):
+            say(report(consumer, numbers))
+    say(report(consumer, numbers) | {"ended": True})
+
+
+def report(consumer: Consumer, numbers: Numbers) -> dict[str, Any]:
+    """How far it is, and what troubles it."""
+    now = numbers.snapshot()
+    return {
+        "at": time.time(),
+        "applied": now.value(EVENTS, GROUP, "applied"),
+        "epochs": now.total(EPOCHS),
+        "problems": [problem.code for problem in consumer.health().problems],
+    }
+
+
+if __name__ == "__main__":
+    main()
