@@ -1,5 +1,7 @@
-"""Which kind of session it is, without SQLAlchemy's asyncio, which needs greenlet: who has not loaded it cannot pass one of
-its sessions, and a synchronous service need not install it."""
+"""Which kind of session it is, without loading SQLAlchemy's asyncio.
+
+That needs greenlet, which a synchronous service need not install; and who has not loaded it cannot pass its sessions.
+"""
 
 from __future__ import annotations
 
