@@ -49,6 +49,17 @@ def test_own_writes_are_read_in_the_own_process_and_in_others_before_their_event
         assert there.do(there.user.many(["42"])) == {"42": "Anna"}
 
 
+def test_the_process_that_wrote_gives_nobody_the_value_of_before(make):
+    """The session may never read it, and the event may be late: the process tier hears of the write itself."""
+    world = make()
+    world.consumer.open("test", ())
+    world.source.write("42", "Ann")
+    assert [world.read()[:3] for _ in range(2)][1] == ("Ann", 1, "local")
+    with world.cache.session() as session:
+        session.wrote("user", "42", world.source.write("42", "Anna"))
+    assert world.read()[:2] == ("Anna", 2)
+
+
 def test_a_session_is_not_satisfied_for_ever_because_one_replica_caught_up(make):
     """Each read is compared: the next replica that is asked may be behind."""
     world = make(with_local=False)
