@@ -11,7 +11,7 @@ from relay.cache.loading import checked, enter, leave, too_old
 from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
 from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
-from relay.cache.reading import Attempt, direct, keep, learn_clock, refresh, release, through
+from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
 from relay.cache.values import Need
@@ -264,4 +264,4 @@ def _load(
                 yield from release(reader, attempt.target, lease)
             continue
         yield from keep(reader, attempt, lease, versioned, began)
-        flight.landed = Found(versioned.value, versioned.version, "source", began)
+        flight.landed = loaded_at(began, versioned)

@@ -61,6 +61,11 @@ class Flights(Generic[R]):
             flight = self._flights[key] = Flight(self, key)
             return flight, True
 
+    @property
+    def count(self) -> int:
+        """How many are under way."""
+        return len(self._flights)
+
     def try_lead(self, key: Hashable) -> Flight[R] | None:
         """A flight to lead, or None if there is one."""
         flight, leads = self.enter(key)
