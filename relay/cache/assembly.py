@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import update_wrapper
@@ -39,6 +41,8 @@ class Assembly:
         recorder: Recorder | None,
         *,
         has_shared: bool,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name: Final = name
         self.local: Final = local
@@ -47,6 +51,9 @@ class Assembly:
         self.readers: Final[dict[str, Reader]] = {}
         self.has_shared = has_shared
         self._server_clock = ServerClock()
+        # One clock for both: entries carry moments of it.
+        self._clock = clock or (time.monotonic if local is None else local.clock)
+        self._draw = draw
         self._heats: list[Heat] = []
         self.recorder.ask(self._samples)
         if local is not None:
@@ -84,6 +91,8 @@ class Assembly:
             local=self.local if is_local else None,
             has_shared=self.has_shared,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         reader.load_many = load_many
         heat = Heat(reader.space.take_heat)
@@ -103,6 +112,8 @@ class Assembly:
             local=local,
             has_shared=self.has_shared,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         if local is not None:
             # No event is meant for these: an entity whose name is that of the plan may have floors.
@@ -141,6 +152,8 @@ class Assembly:
             has_shared=self.has_shared,
             is_derived=True,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         self._add(f"derived {name}", reader)
         return reader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast
@@ -28,7 +29,7 @@ class AsyncCache(Assembly):
     """As `Cache`, with coroutines as loaders. Tasks of several event loops may use one.
 
     Args:
-        name, local, shared, sessions, recorder: as those of `Cache`; `shared` is an asynchronous tier.
+        name, local, shared, sessions, recorder, clock, draw: as those of `Cache`; `shared` is an asynchronous tier.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class AsyncCache(Assembly):
         shared: AsyncSharedTier | None = None,
         sessions: Sessions | None = None,
         recorder: Recorder | None = None,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(name, local, sessions, recorder, has_shared=shared is not None)
+        super().__init__(name, local, sessions, recorder, has_shared=shared is not None, clock=clock, draw=draw)
         self.shared = shared
         self.driver = AsyncDriver(shared)
 

@@ -11,7 +11,7 @@ from relay.cache.loading import checked, enter, leave, too_old
 from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
 from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
-from relay.cache.reading import Attempt, direct, keep, learn_clock, refresh, release, through
+from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
 from relay.cache.values import Need
@@ -59,15 +59,17 @@ def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) 
         together = {id_: key for id_, key in keys.items() if wants[id_] >= 0} if alone else keys
     batch = Batch(reader, reader.target, True, policy, wants, reader.mark(), {})
     found = batch.found
-    yield from _through(batch, together)
+    is_ordered = yield from _through(batch, together)
     if alone:
         steps = [direct(reader, reader.target(id_), max(wants.get(id_, 0), 0)) for id_ in alone]
         loaded = yield Together(steps)
         found.update(zip(alone, loaded, strict=True))
+        for one in loaded:
+            reader.served(one, "off" if is_bypassed or reader.is_off else "miss")
     if wants and session is not None:
         for id_, one in found.items():
             session.observe(reader.plan.name, keys[id_], one.version)
-    return found if len(found) == len(keys) and not alone else {id_: found[id_] for id_ in keys}
+    return found if is_ordered and not alone else {id_: found[id_] for id_ in keys}
 
 
 def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], policy: Policy) -> Steps[dict[Any, Found]]:
@@ -78,19 +80,22 @@ def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], polic
     return batch.found
 
 
-def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[None]:
+def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[bool]:
+    """Returns whether all were found by one look, and so in the order of the keys."""
     reader = batch.reader
     if reader.local is not None:
         keys = yield from _from_process(batch, keys)
     if not keys:
-        return
+        return False
     left = yield from _look(batch, keys)
+    is_ordered = not left and reader.local is None
     if left and reader.load_many is not None:
         left = yield from _load_together(reader, reader.load_many, left, batch.found)
     if left:
         steps = [through(reader, one.target, batch.wants.get(id_, 0), batch.policy, one) for id_, one in left.items()]
         loaded = yield Together(steps)
         batch.found.update(zip(left, loaded, strict=True))
+    return is_ordered
 
 
 def _from_process(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, str]]:
@@ -156,7 +161,9 @@ def _page(batch: Batch, keys: Mapping[Any, str]) -> Steps[Page]:
         except TierError as error:
             reader.tier_failed(error)
         else:
-            if page.epoch is not None and not reader.server_clock.is_known(reader.clock()):
+            if page.epoch is None:
+                reader.tier_failed(TierError("closed"))
+            elif not reader.server_clock.is_known(reader.clock()):
                 yield from learn_clock(reader)
             return page
     return Page(None, [None] * len(keys))
@@ -264,4 +271,4 @@ def _load(
                 yield from release(reader, attempt.target, lease)
             continue
         yield from keep(reader, attempt, lease, versioned, began)
-        flight.landed = Found(versioned.value, versioned.version, "source", began)
+        flight.landed = loaded_at(began, versioned)

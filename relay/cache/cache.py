@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast
@@ -35,6 +36,8 @@ class Cache(Assembly):
         shared: the shared tier, or None.
         sessions: opens sessions; needed with keys where tokens are to be signed.
         recorder: where its figures go; by default they are kept in `recorder`, see `relay.cache.numbers`.
+        clock: monotonic seconds; by default that of the process tier. It and `draw`, of the uniform distribution over
+            [0, 1), are for tests.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Cache(Assembly):
         shared: SharedTier | None = None,
         sessions: Sessions | None = None,
         recorder: Recorder | None = None,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(name, local, sessions, recorder, has_shared=shared is not None)
+        super().__init__(name, local, sessions, recorder, has_shared=shared is not None, clock=clock, draw=draw)
         self.shared = shared
         self._workers = Workers()
         self.driver = Driver(shared, self._workers)

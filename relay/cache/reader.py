@@ -21,7 +21,7 @@ from relay.cache.tiers import TierError
 from relay.cache.values import Read, Tier
 from relay.core.freshness import Copy, Verdict, early_by, is_within, jittered, judge
 from relay.core.names import record_name
-from relay.core.policy import Bounded, Eventual, Policy
+from relay.core.policy import Bounded, Eventual, Policy, Strong
 from relay.core.record import (
     DERIVED,
     FORMAT,
@@ -187,6 +187,9 @@ class Reader:
         fresh_until = now + min(hard, soft)
         if isinstance(plan.policy, Bounded):
             fresh_until = min(fresh_until, as_of + plan.policy.seconds)
+        elif isinstance(plan.policy, Strong):
+            # It is there for reads with a policy of their own.
+            fresh_until = float("-inf")
         entry = Entry(
             target.key,
             found.value,
