@@ -65,6 +65,15 @@ def timed(*arguments: str, settings: dict[str, str]) -> tuple[subprocess.Complet
     return relay(*arguments, settings=settings), time.monotonic() - started
 
 
+def patiently(*arguments: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A command that does not wait for long, once more if a busy machine has taken longer."""
+    for _ in range(5):
+        said = relay(*arguments, settings=settings)
+        if said.returncode == 0:
+            break
+    return said
+
+
 def seen(findings: dict[str, Finding], name: str) -> tuple[str, str]:
     return findings[name].state, findings[name].code
 
@@ -77,7 +86,7 @@ def test_a_healthy_place_is_healthy(database, kafka, owner, role):
         "RELAY_DATABASE_URL": database.replace("postgres@", f"{role}@"),
         "RELAY_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
     }
-    said = relay("doctor", "--json", settings=settings)
+    said = patiently("doctor", "--json", settings=settings)
     found = json.loads(said.stdout)
     assert said.returncode == 0, said.stdout
     assert {finding["check"] for finding in found} == set(ORDER)
@@ -85,7 +94,7 @@ def test_a_healthy_place_is_healthy(database, kafka, owner, role):
     # One broker keeps one copy, and nobody has called touch yet.
     not_ok = {(finding["subject"], finding["code"]) for finding in found if finding["state"] == "warning"}
     assert not_ok <= {(topic, "RLY-814"), ("relay.changes", "RLY-702"), ("relay.changes", "RLY-814")}
-    text = relay("doctor", settings=settings)
+    text = patiently("doctor", settings=settings)
     assert text.returncode == 0
     assert f"topic         {topic}: " in text.stdout
     assert "\x1b" not in text.stdout

@@ -7,8 +7,10 @@ import random
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg import sql
 
+from relay.cli.main import cli
 from tests.support.commands import emit, park, relay
 from tests.support.relay_process import RelayProcess, eventually
 
@@ -25,8 +27,8 @@ def roles(any_database):
         for name in names.values():
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
         options = [option for part, name in names.items() for option in (f"--{part}", name)]
-        printed = relay("db", "grants", *options)
-        assert printed.returncode == 0, printed.stderr
+        printed = CliRunner().invoke(cli, ["db", "grants", *options])
+        assert printed.exit_code == 0, printed.stderr
         connection.execute(printed.stdout)
         yield names
         for name in names.values():

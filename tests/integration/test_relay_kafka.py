@@ -17,7 +17,7 @@ LARGE = Mix(per_second=60, large=0.04)
 def test_an_outage_of_all_brokers_costs_nothing_but_time(database, own_kafka):
     """While no broker answers, no transaction and no lane is held, nothing is parked, memory stays; then all flows."""
     topics = [fresh_topic(own_kafka), fresh_topic(own_kafka)]
-    away = nemesis.outage(own_kafka, seconds=4)
+    away = nemesis.outage(own_kafka, seconds=2)
     scenario.run(database, own_kafka.bootstrap, topics, relays=2, nemesis=away, settings=SHORT)
 
 
@@ -90,6 +90,9 @@ def test_an_event_that_its_topic_refuses_is_treated_by_policy(database, kafka, t
         writers.start()
         refused = "event.dead_lettered" if policy == "topic" else "event.parked"
         eventually(lambda: sum(len(relay.events(refused)) for relay in fleet.relays) >= 4, 30, refused)
+        if policy == "block":
+            waiting = "SELECT count(*) FROM relay.parked WHERE waits"
+            eventually(lambda: scenario.ask(database, waiting), 30, "an event that waits")
         writers.stop()
         scenario.wait_empty(database, 30, fleet)
         aside = parked(database)

@@ -22,7 +22,7 @@ FLUSHERS = """\
 SELECT array_agg(pid) FROM pg_stat_activity
 WHERE backend_type IN ('walwriter', 'background writer', 'checkpointer', 'autovacuum launcher')"""
 SMALL = {"RELAY_DAEMON__ROWS_MAX": "20"}
-FAST = Mix(per_second=100)
+FAST = Mix(per_second=60)
 
 
 @pytest.fixture(scope="module")
