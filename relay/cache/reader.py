@@ -162,13 +162,12 @@ class Reader:
     def from_entry(self, entry: Entry, need: int, policy: Policy) -> tuple[Found | None, bool]:
         """What an entry of the process tier is worth to this reader, and whether it is to be loaded anew."""
         now = self.clock()
-        as_of = entry.as_of if self.local is None else max(entry.as_of, self.local.certified)
-        copy = Copy(entry.version, now - as_of, entry.soft_until - now, entry.hard_until - now, 0.0)
+        copy = Copy(entry.version, now - entry.as_of, entry.soft_until - now, entry.hard_until - now, 0.0)
         verdict = judge(copy, need if not self.is_derived else 0, policy, 0.0, 1.0)
         if verdict is Verdict.REFUSE:
             return None, False
         entry.hits += 1
-        return Found(entry.value, entry.version, "local", as_of), verdict is Verdict.REFRESH
+        return Found(entry.value, entry.version, "local", entry.as_of), verdict is Verdict.REFRESH
 
     def keep_local(self, target: Target, sight: Sight, mark: Mark | None) -> None:
         """Puts what was found into the process tier, unless something has happened since the mark."""
