@@ -7,7 +7,7 @@
 | `Session` | if not below what the session wrote or saw | the same | an error |
 | `Strong` | no | no | an error |
 
-A copy is certified as of the moment in which its loading from the primary began. No feed makes that moment later: a feed
+A copy is certified as of the moment in which its loading from the primary began. No feed makes that moment later: it
 has what was published, and a commit may still wait in the outbox.
 """
 
