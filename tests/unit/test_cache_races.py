@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.cache import Eventual, Need, Session, Versioned
-from relay.cache.reader import Found
+from relay.cache.glancing import Found
 from relay.cache.tiers import Bump, Grant
 from tests.support.reading import ENTITY, FACES, World
 
