@@ -73,8 +73,8 @@ class Glancer:
                 add(None)
                 continue
             floor, version, written_ms, soft_ms, load_ms = unpack(data, 16)
-            since = now_ms - written_ms
-            age_ms = since + load_ms if since > 0 else load_ms
+            since = now_ms - written_ms if now_ms > written_ms else 0
+            age_ms = since + load_ms
             if version < floor or age_ms > bound_ms or since + load_ms * eagerness >= soft_ms:
                 add(None)
                 continue
