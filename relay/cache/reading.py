@@ -217,7 +217,7 @@ def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
     key, entry = attempt.target.key, attempt.entry
     if reader.rests(key):
         return
-    flight = reader.flights.try_lead(key)
+    flight = reader.flights.try_lead(key, has_begun=False)
     if flight is None:
         return
     if entry is not None:
@@ -230,6 +230,9 @@ def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
 
 def fill(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[None]:
     """Leads a flight to its end."""
+    if flight.ended.has_fired:
+        return  # A reader took it over while it waited for a thread.
+    flight.has_begun = True
     try:
         # Somebody may have filled it between our look and our lead. What was refused before the look is no news.
         entry = None if attempt.is_background else reader.space.entries.get(attempt.target.key)
