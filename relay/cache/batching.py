@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from relay.cache.effects import Lead, Load, Look, Steps, TakeLease, Together
 from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
+from relay.cache.glancing import Found
 from relay.cache.loading import checked, enter, leave, too_old
 from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
-from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
+from relay.cache.reader import BYPASS, Reader, Sight, Target
 from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
@@ -121,19 +123,20 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
     """One look for all of them. Returns those that are to be loaded."""
     reader, policy, wants, found = batch.reader, batch.policy, batch.wants, batch.found
     page = yield from _page(batch, keys)
-    epoch, glance = page.epoch, reader.glance
-    glancing = None if epoch is None or reader.local is not None else reader.glancing(epoch, policy)
+    epoch = page.epoch
+    moment = None if epoch is None or reader.local is not None else reader.moment(epoch, policy)
+    glances: Iterable[Found | None] = repeat(None)
+    if moment is not None:
+        needs = [wants.get(id_, 0) for id_ in keys] if wants else repeat(0)
+        glances = reader.glance(page.records, needs, moment)
     left: dict[Any, Attempt] = {}
-    one: Found | None = None
-    before = len(found)
-    for (id_, key), data in zip(keys.items(), page.records, strict=True):
-        need = wants.get(id_, 0) if wants else 0
-        if glancing is not None:
-            one = glance(data, need, glancing)
-            if one is not None:
-                found[id_] = one
-                continue
-        need = max(need, reader.space.floor(key))
+    hits = 0
+    for (id_, key), data, one in zip(keys.items(), page.records, glances, strict=False):
+        if one is not None:
+            found[id_] = one
+            hits += 1
+            continue
+        need = max(wants.get(id_, 0), reader.space.floor(key))
         sight = Sight(need, is_away=True) if epoch is None else reader.see(epoch, data, need, policy)
         attempt = Attempt(batch.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))
         if sight.found is None:
@@ -142,9 +145,9 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
         reader.keep_local(attempt.target, sight, batch.mark)
         if sight.is_due:
             yield from refresh(reader, attempt)
-        found[id_] = one = sight.found
-    if one is not None:
-        reader.hit(one, by=len(found) - before)
+        found[id_] = sight.found
+        hits += 1
+    reader.hit("shared", by=hits)
     return left
 
 

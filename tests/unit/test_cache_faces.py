@@ -157,6 +157,17 @@ def test_a_refresh_that_fails_is_not_begun_again_at_every_read(bare):
     assert len(bare.loads) == 3
 
 
+def test_a_reader_does_not_wait_for_a_refresh_that_waits_for_a_thread(bare):
+    user = bare.entity()
+    bare.commit(1, "value")
+    queued = next(iter(bare.cache.readers.values())).flights.try_lead("1", has_begun=False)
+    assert queued is not None
+    began = bare.now
+    assert user(1) == "value"
+    assert bare.now == began
+    assert queued.ended.has_fired
+
+
 def test_a_bound_is_kept_by_both_tiers(world):
     user = world.entity()
     world.commit(1, "old")
