@@ -20,8 +20,9 @@ from relay.demo import script
 from relay.demo.brokers import Brokers, GivenBrokers, MockBrokers
 from relay.demo.children import clean_environ
 from relay.demo.databases import Database, GivenDatabase, TemporaryDatabase
+from relay.demo.redis_servers import GivenRedis, RedisServer, TemporaryRedis
 from relay.demo.stage import Stage
-from relay.demo.verdict import NOBODY_READ, is_kept, judge, lines
+from relay.demo.verdict import NOBODY_READ, End, is_kept, judge, lines
 from relay.errors import ConfigError, RelayError
 
 LOG_MAX: Final = 200
@@ -80,9 +81,13 @@ class Program:
             stage.start_application()
             done("an application, and a reader", "SQLAlchemy; a consumer")
         with self._step() as done:
-            redis_url = self._environ.get("RELAY_REDIS_URL", "")
-            stage.start_copies(redis_url)
-            done("Redis, a consumer, two services", "a given Redis" if redis_url else "temporary")
+            redis = self._redis()
+            parts.callback(redis.close)
+            # Before Redis is removed, whatever would still write to it.
+            parts.callback(stage.close)
+            stage.start_copies(redis)
+            remark = "temporary" if redis.can_flush else f"namespace {redis.namespace}"
+            done(f"{redis.label}, a consumer, two services", remark)
         _print("\n  Everything that was started or created here is removed at the end.\n")
         return stage
 
@@ -106,6 +111,10 @@ class Program:
             return MockBrokers("demo.accounts")
         properties = load({"RELAY_CONFIG": os.devnull, **self._kafka_settings()}).kafka
         return GivenBrokers(f"relay-demo-{self._run}", properties)
+
+    def _redis(self) -> RedisServer:
+        url = self._environ.get("RELAY_REDIS_URL", "")
+        return GivenRedis(url, f"relay-demo-{self._run}") if url else TemporaryRedis()
 
     def _kafka_settings(self) -> dict[str, str]:
         """What the user set about Kafka, and nothing else."""
@@ -140,9 +149,10 @@ class Program:
             return 1
         _print("")
         reads = NOBODY_READ if stage.copies is None else stage.copies.figures()
-        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max, reads=reads):
+        end = End(left, stage.behind, reads)
+        for line in lines(verdict, stage.ledger, end, repeats_max=stage.repeats_max):
             _print(line)
-        return 0 if is_kept(verdict, left, reads) else 1
+        return 0 if is_kept(verdict, end) else 1
 
 
 def _check_mark() -> str:

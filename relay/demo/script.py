@@ -1,4 +1,4 @@
-"""The demo without a terminal: all faults in a fixed order, one after the other, in about twenty seconds."""
+"""The demo without a terminal: all faults in a fixed order, one after the other, in about half a minute."""
 
 from __future__ import annotations
 
@@ -99,5 +99,6 @@ def _say_figures(stage: Stage) -> None:
     stage.say(f"= {facts}{delay}")
     if stage.copies is not None:
         reads = stage.copies.figures()
-        stale = "" if reads.p99 is None else f"; stale p99 {in_words(reads.p99)}"
-        stage.say(f"= {reads.reads} reads, {reads.hit_rate:.1%} hits, {reads.older} older than applied{stale}")
+        stale = "" if reads.overall.p99 is None else f"; stale p99 {in_words(reads.overall.p99)}"
+        facts = f"{reads.reads} reads, {reads.hit_rate:.1%} from copies, {reads.older} below what was applied"
+        stage.say(f"= {facts}, {reads.marked} marked{stale}")
