@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import update_wrapper
@@ -16,7 +18,7 @@ from relay.cache.heat import Heat
 from relay.cache.local import Local
 from relay.cache.numbers import EVICTIONS, LOCAL_ENTRIES, READS, TIER_OPEN, Numbers, Recorder, Sample
 from relay.cache.plan import Plan
-from relay.cache.reader import BYPASS, Reader, Target
+from relay.cache.reader import BYPASS, BYPASSES, Reader, Target
 from relay.cache.server_clock import ServerClock
 from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings
@@ -39,6 +41,8 @@ class Assembly:
         recorder: Recorder | None,
         *,
         has_shared: bool,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name: Final = name
         self.local: Final = local
@@ -47,8 +51,13 @@ class Assembly:
         self.readers: Final[dict[str, Reader]] = {}
         self.has_shared = has_shared
         self._server_clock = ServerClock()
+        # One clock for both: entries carry moments of it.
+        self._clock = clock or (time.monotonic if local is None else local.clock)
+        self._draw = draw
         self._heats: list[Heat] = []
         self.recorder.ask(self._samples)
+        if local is not None:
+            self.sessions.tell(local.apply)
         _all.add(self)
 
     def session(self, token: str | None = None) -> OpenSession:
@@ -63,9 +72,11 @@ class Assembly:
         before hide from the transaction what it has written itself.
         """
         token = BYPASS.set(True)
+        BYPASSES.append(None)
         try:
             yield
         finally:
+            BYPASSES.pop()
             BYPASS.reset(token)
 
     def make_entity(self, name: str, settings: EntitySettings, loader: Callable[..., Any]) -> tuple[Reader, Heat]:
@@ -80,6 +91,8 @@ class Assembly:
             local=self.local if is_local else None,
             has_shared=self.has_shared,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         reader.load_many = load_many
         heat = Heat(reader.space.take_heat)
@@ -99,6 +112,8 @@ class Assembly:
             local=local,
             has_shared=self.has_shared,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         if local is not None:
             # No event is meant for these: an entity whose name is that of the plan may have floors.
@@ -137,6 +152,8 @@ class Assembly:
             has_shared=self.has_shared,
             is_derived=True,
             server_clock=self._server_clock,
+            clock=self._clock,
+            draw=self._draw,
         )
         self._add(f"derived {name}", reader)
         return reader
@@ -173,6 +190,8 @@ class Assembly:
         for reader in self.readers.values():
             if reader.local is not None:
                 yield Sample(READS, (reader.plan.name, "local", "hit"), reader.space.hits)
+            if reader.has_shared:
+                yield Sample(READS, (reader.plan.name, "shared", "hit"), reader.shared_hits)
         if self.local is not None:
             size = self.local.size()
             yield Sample(LOCAL_ENTRIES, (), size.entries)

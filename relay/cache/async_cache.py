@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast
@@ -12,7 +13,7 @@ from relay.cache.driving import AsyncDriver, AsyncSharedTier
 from relay.cache.faces import derived_face, entity_face, renew, versioned_face
 from relay.cache.local import Local
 from relay.cache.numbers import Recorder
-from relay.cache.reader import BYPASS
+from relay.cache.reader import BYPASSES
 from relay.cache.reading import read
 from relay.cache.sessions import CURRENT, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings, VersionedSettings
@@ -28,7 +29,7 @@ class AsyncCache(Assembly):
     """As `Cache`, with coroutines as loaders. Tasks of several event loops may use one.
 
     Args:
-        name, local, shared, sessions, recorder: as those of `Cache`; `shared` is an asynchronous tier.
+        name, local, shared, sessions, recorder, clock, draw: as those of `Cache`; `shared` is an asynchronous tier.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class AsyncCache(Assembly):
         shared: AsyncSharedTier | None = None,
         sessions: Sessions | None = None,
         recorder: Recorder | None = None,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(name, local, sessions, recorder, has_shared=shared is not None)
+        super().__init__(name, local, sessions, recorder, has_shared=shared is not None, clock=clock, draw=draw)
         self.shared = shared
         self.driver = AsyncDriver(shared)
 
@@ -52,12 +55,12 @@ class AsyncCache(Assembly):
         def decorate(loader: Callable[[K, Need], Awaitable[Versioned[V]]]) -> AsyncEntity[K, V]:
             reader, heat = self.make_entity(name, settings, loader)
             run, get, clock = self.driver.run, reader.space.entries.get, reader.clock
-            session, is_bypassed, note = CURRENT.get, BYPASS.get, heat.note
+            session, bypasses, note = CURRENT.get, BYPASSES, heat.note
 
             # As in `Cache.entity`.
             async def call(id: Any, /) -> Any:  # noqa: A002
                 entry = get(f"{id}")
-                if entry is not None and entry.fresh_until > clock() and session() is None and not is_bypassed():
+                if entry is not None and entry.fresh_until > clock() and session() is None and not bypasses:
                     entry.hits += 1
                     return entry.value
                 note((id,))

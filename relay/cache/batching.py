@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay.cache.effects import Lead, Load, Look, Steps, TakeLease, Together
-from relay.cache.flights import Flight, begin_wait, end_wait
+from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
 from relay.cache.loading import checked, enter, leave, too_old
+from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
 from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
-from relay.cache.reading import Attempt, direct, keep, learn_clock, refresh, release, through
+from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
 from relay.cache.values import Need
@@ -18,6 +19,20 @@ from relay.core.policy import Policy, Strong
 from relay.errors import CacheError
 
 Led = tuple[Flight[Found], Attempt]
+
+
+class Batch(NamedTuple):
+    """What one call of `many` has in hand."""
+
+    reader: Reader
+    target: Callable[[Any], Target]
+    is_plain: bool
+    """`target` is the reader's own: names are its prefix and the key."""
+    policy: Policy
+    wants: Mapping[Any, int]
+    """What a session needs; empty without one."""
+    mark: Mark | None
+    found: dict[Any, Found]
 
 
 def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) -> Steps[dict[Any, Found]]:
@@ -28,93 +43,129 @@ def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) 
         Exception: whatever a loader raises, after all the others have ended.
     """
     policy = policy or reader.plan.policy
-    targets = {id_: reader.target(id_) for id_ in ids}
-    inside = [target for target in targets.values() if reader.flights.is_inside(target.key)]
-    if inside:
+    keys = {id_: f"{id_}" for id_ in ids}
+    if CHAIN.get() and any(map(reader.flights.is_inside, keys.values())):
         raise CacheError(
             "RLY-911", f"the loader of {reader.plan.name} reads a key that it is loading", "read from the source"
         )
-    session = CURRENT.get()
-    wants = {id_: 0 if session is None else session.least(reader.plan.name, at.key) for id_, at in targets.items()}
-    is_bypassed = BYPASS.get()
+    session, is_bypassed = CURRENT.get(), BYPASS.get()
+    wants: dict[Any, int] = {}
+    if session is not None and not is_bypassed:
+        wants = {id_: session.least(reader.plan.name, key) for id_, key in keys.items()}
     if is_bypassed or reader.is_off or isinstance(policy, Strong):
-        alone = list(targets)
-        found: dict[Any, Found] = {}
+        alone, together = list(keys), {}
     else:
         alone = [id_ for id_, want in wants.items() if want < 0]
-        found = yield from _through(
-            reader, {id_: (at, wants[id_]) for id_, at in targets.items() if wants[id_] >= 0}, policy
-        )
+        together = {id_: key for id_, key in keys.items() if wants[id_] >= 0} if alone else keys
+    batch = Batch(reader, reader.target, True, policy, wants, reader.mark(), {})
+    found = batch.found
+    yield from _through(batch, together)
     if alone:
-        steps = [direct(reader, targets[id_], 0 if is_bypassed else max(wants[id_], 0)) for id_ in alone]
+        steps = [direct(reader, reader.target(id_), max(wants.get(id_, 0), 0)) for id_ in alone]
         loaded = yield Together(steps)
         found.update(zip(alone, loaded, strict=True))
-    if session is not None and not is_bypassed:
+    if wants and session is not None:
         for id_, one in found.items():
-            session.observe(reader.plan.name, targets[id_].key, one.version)
-    return {id_: found[id_] for id_ in targets}
+            session.observe(reader.plan.name, keys[id_], one.version)
+    return found if len(found) == len(keys) and not alone else {id_: found[id_] for id_ in keys}
 
 
-def _through(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], policy: Policy) -> Steps[dict[Any, Found]]:
-    found: dict[Any, Found] = {}
-    missed: dict[Any, Attempt] = {}
-    mark, entries = reader.mark(), reader.space.entries
-    for id_, (target, want) in wanted.items():
-        entry = entries.get(target.key)
-        need = max(want, reader.space.floor(target.key))
-        attempt = Attempt(target, policy, Sight(need), mark, entry)
+def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], policy: Policy) -> Steps[dict[Any, Found]]:
+    """As `reading.through`, of several targets, each with the version that is needed."""
+    wants = {id_: want for id_, (_, want) in wanted.items()}
+    batch = Batch(reader, lambda id_: wanted[id_][0], False, policy, wants, reader.mark(), {})
+    yield from _through(batch, {id_: target.key for id_, (target, _) in wanted.items()})
+    return batch.found
+
+
+def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[None]:
+    reader = batch.reader
+    if reader.local is not None:
+        keys = yield from _from_process(batch, keys)
+    if not keys:
+        return
+    left = yield from _look(batch, keys)
+    if left and reader.load_many is not None:
+        left = yield from _load_together(reader, reader.load_many, left, batch.found)
+    if left:
+        steps = [through(reader, one.target, batch.wants.get(id_, 0), batch.policy, one) for id_, one in left.items()]
+        loaded = yield Together(steps)
+        batch.found.update(zip(left, loaded, strict=True))
+
+
+def _from_process(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, str]]:
+    """One pass over the process tier. Returns those that it has not."""
+    reader, policy = batch.reader, batch.policy
+    missed: dict[Any, str] = {}
+    get = reader.space.entries.get
+    for id_, key in keys.items():
+        entry = get(key)
         if entry is not None:
+            need = max(batch.wants.get(id_, 0), reader.space.floor(key))
             there, is_due = reader.from_entry(entry, need, policy)
             if there is not None:
-                found[id_] = there
+                batch.found[id_] = there
                 if is_due:
-                    yield from refresh(reader, attempt)
+                    yield from refresh(reader, Attempt(batch.target(id_), policy, Sight(need), batch.mark, entry))
                 continue
-        missed[id_] = attempt
-    if missed:
-        missed = yield from _look(reader, missed, found)
-    if missed and reader.load_many is not None:
-        missed = yield from _load_together(reader, reader.load_many, missed, found)
-    if missed:
-        steps = [through(reader, one.target, wanted[id_][1], policy, one) for id_, one in missed.items()]
-        loaded = yield Together(steps)
-        found.update(zip(missed, loaded, strict=True))
-    return found
+        missed[id_] = key
+    return missed
 
 
-def _look(reader: Reader, missed: Mapping[Any, Attempt], found: dict[Any, Found]) -> Steps[dict[Any, Attempt]]:
+def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
     """One look for all of them. Returns those that are to be loaded."""
-    page = Page(None, ())
+    reader, policy, wants, found = batch.reader, batch.policy, batch.wants, batch.found
+    page = yield from _page(batch, keys)
+    epoch, glance = page.epoch, reader.glance
+    glancing = None if epoch is None or reader.local is not None else reader.glancing(epoch, policy)
+    left: dict[Any, Attempt] = {}
+    one: Found | None = None
+    before = len(found)
+    for (id_, key), data in zip(keys.items(), page.records, strict=True):
+        need = wants.get(id_, 0) if wants else 0
+        if glancing is not None:
+            one = glance(data, need, glancing)
+            if one is not None:
+                found[id_] = one
+                continue
+        need = max(need, reader.space.floor(key))
+        sight = Sight(need, is_away=True) if epoch is None else reader.see(epoch, data, need, policy)
+        attempt = Attempt(batch.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))
+        if sight.found is None:
+            left[id_] = attempt
+            continue
+        reader.keep_local(attempt.target, sight, batch.mark)
+        if sight.is_due:
+            yield from refresh(reader, attempt)
+        found[id_] = one = sight.found
+    if one is not None:
+        reader.hit(one, by=len(found) - before)
+    return left
+
+
+def _page(batch: Batch, keys: Mapping[Any, str]) -> Steps[Page]:
+    """The records of these keys; none of them and no epoch, if the tier does not answer."""
+    reader = batch.reader
     if reader.has_shared:
+        prefix = reader.name_prefix
         try:
-            page = yield Look([attempt.target.name for attempt in missed.values()])
+            if batch.is_plain:
+                page: Page = yield Look([prefix + key for key in keys.values()])
+            else:
+                page = yield Look([batch.target(id_).name for id_ in keys])
         except TierError as error:
             reader.tier_failed(error)
         else:
-            if not reader.server_clock.is_known(reader.clock()):
+            if page.epoch is not None and not reader.server_clock.is_known(reader.clock()):
                 yield from learn_clock(reader)
-    if page.epoch is None:
-        return {id_: one._replace(sight=Sight(one.sight.need, is_away=True)) for id_, one in missed.items()}
-    left: dict[Any, Attempt] = {}
-    hits = []
-    for (id_, attempt), record in zip(missed.items(), page.records, strict=True):
-        sight = reader.see(page.epoch, record, attempt.sight.need, attempt.policy)
-        if sight.found is None:
-            left[id_] = attempt._replace(sight=sight)
-            continue
-        reader.keep_local(attempt.target, sight, attempt.mark)
-        if sight.is_due:
-            yield from refresh(reader, attempt._replace(sight=sight))
-        found[id_] = sight.found
-        hits.append(sight.found)
-    reader.hits(hits)
-    return left
+            return page
+    return Page(None, [None] * len(keys))
 
 
 def _load_together(
     reader: Reader, load_many: Callable[..., Any], missed: Mapping[Any, Attempt], found: dict[Any, Found]
 ) -> Steps[dict[Any, Attempt]]:
-    """Leads the flights that nobody leads yet, all with one load. Returns what is left: only then one waits for others."""
+    """Leads the flights that nobody leads yet, all with one load. Returns what is left, for waiting only then."""
     led: dict[Any, Led] = {}
     for id_, attempt in missed.items():
         flight = reader.flights.try_lead(attempt.target.key)
@@ -142,7 +193,7 @@ def _load_together(
             found[id_] = old
             reader.served(old, "stale")
             del left[id_]
-    return {id_: attempt._replace(sight=Sight(attempt.sight.need)) for id_, attempt in left.items()}
+    return left
 
 
 def _fill(reader: Reader, load_many: Callable[..., Any], led: Mapping[Any, Led]) -> Steps[None]:
@@ -213,4 +264,4 @@ def _load(
                 yield from release(reader, attempt.target, lease)
             continue
         yield from keep(reader, attempt, lease, versioned, began)
-        flight.landed = Found(versioned.value, versioned.version, "source", began)
+        flight.landed = loaded_at(began, versioned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast
@@ -13,7 +14,7 @@ from relay.cache.driving import Driver
 from relay.cache.faces import derived_face, entity_face, renew, versioned_face
 from relay.cache.local import Local
 from relay.cache.numbers import Recorder
-from relay.cache.reader import BYPASS
+from relay.cache.reader import BYPASSES
 from relay.cache.reading import read
 from relay.cache.sessions import CURRENT, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings, VersionedSettings
@@ -35,6 +36,8 @@ class Cache(Assembly):
         shared: the shared tier, or None.
         sessions: opens sessions; needed with keys where tokens are to be signed.
         recorder: where its figures go; by default they are kept in `recorder`, see `relay.cache.numbers`.
+        clock: monotonic seconds; by default that of the process tier. It and `draw`, of the uniform distribution over
+            [0, 1), are for tests.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Cache(Assembly):
         shared: SharedTier | None = None,
         sessions: Sessions | None = None,
         recorder: Recorder | None = None,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(name, local, sessions, recorder, has_shared=shared is not None)
+        super().__init__(name, local, sessions, recorder, has_shared=shared is not None, clock=clock, draw=draw)
         self.shared = shared
         self._workers = Workers()
         self.driver = Driver(shared, self._workers)
@@ -69,12 +74,12 @@ class Cache(Assembly):
         def decorate(loader: Callable[[K, Need], Versioned[V]]) -> Entity[K, V]:
             reader, heat = self.make_entity(name, settings, loader)
             run, get, clock = self.driver.run, reader.space.entries.get, reader.clock
-            session, is_bypassed, note = CURRENT.get, BYPASS.get, heat.note
+            session, bypasses, note = CURRENT.get, BYPASSES, heat.note
 
             # The hit is written out, with everything in local names: all the rest is `reading.read`.
             def call(id: Any, /) -> Any:  # noqa: A002
                 entry = get(f"{id}")
-                if entry is not None and entry.fresh_until > clock() and session() is None and not is_bypassed():
+                if entry is not None and entry.fresh_until > clock() and session() is None and not bypasses:
                     entry.hits += 1
                     return entry.value
                 note((id,))

@@ -61,6 +61,11 @@ class Flights(Generic[R]):
             flight = self._flights[key] = Flight(self, key)
             return flight, True
 
+    @property
+    def count(self) -> int:
+        """How many are under way."""
+        return len(self._flights)
+
     def try_lead(self, key: Hashable) -> Flight[R] | None:
         """A flight to lead, or None if there is one."""
         flight, leads = self.enter(key)
@@ -121,14 +126,18 @@ def _reaches(flight: Flight[Any], targets: set[Flight[Any]]) -> bool:
 def copy_of(error: Exception) -> Exception:
     """The leader's exception for another thread: raising one object in several would mix their tracebacks.
 
-    Made without `__init__`, whose arguments nobody knows. What cannot be made like that is returned itself.
+    Made without `__init__`, whose arguments nobody knows, unless it is that of a built-in exception. What does not come
+    out the same is returned itself.
     """
     kind = type(error)
     try:
-        twin = kind.__new__(kind, *error.args)
+        twin = kind(*error.args) if kind.__module__ == "builtins" else kind.__new__(kind, *error.args)
         twin.args = error.args
         twin.__dict__.update(error.__dict__)
+        is_same = str(twin) == str(error)
     except Exception:
+        return error
+    if not is_same:
         return error
     twin.__cause__ = error
     return twin

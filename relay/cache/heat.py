@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from heapq import nlargest
+from itertools import islice
 from typing import Any, Final
 
 KEYS_MAX: Final = 10_000
+COUNTED: Final = 4
+"""One read in so many is counted: what is hot is met often enough."""
 HALVED_AFTER: Final = 50_000
 """Reads after which all counts are halved: what was hot an hour ago gives way to what is hot now."""
 
@@ -23,15 +26,20 @@ class Heat:
         self._lock = threading.Lock()
         self._counts: dict[Any, float] = {}
         self._reads = 0
+        self._since = 0
         self._hits = hits
 
-    def note(self, ids: Iterable[Any]) -> None:
-        """These were read, and not from the process tier."""
+    def note(self, ids: Collection[Any]) -> None:
+        """These were read, and not from the process tier. One read in a few is counted, for all of them."""
+        self._since += len(ids)
+        if self._since < COUNTED:
+            return
         with self._lock:
+            skip, self._since = COUNTED - 1 - (self._since - len(ids)) % COUNTED, 0
             counts = self._counts
-            for id_ in ids:
-                counts[id_] = counts.get(id_, 0.0) + 1
-                self._reads += 1
+            for id_ in islice(ids, skip, None, COUNTED):
+                counts[id_] = counts.get(id_, 0.0) + COUNTED
+                self._reads += COUNTED
             if self._reads >= HALVED_AFTER or len(counts) > 2 * KEYS_MAX:
                 self._decay()
 

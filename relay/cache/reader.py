@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
+from math import inf
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from relay.cache.bulkhead import Bulkhead
@@ -18,11 +20,32 @@ from relay.cache.server_clock import ServerClock
 from relay.cache.tiers import TierError
 from relay.cache.values import Read, Tier
 from relay.core.freshness import Copy, Verdict, early_by, is_within, jittered, judge
+from relay.core.names import record_name
 from relay.core.policy import Bounded, Eventual, Policy
-from relay.core.record import DERIVED, KEEP, NEGATIVE, NO_LEASE, Record, decode_record
+from relay.core.record import (
+    DERIVED,
+    FORMAT,
+    HAS_VALUE,
+    HEADER_BYTES,
+    KEEP,
+    NEGATIVE,
+    NO_LEASE,
+    Record,
+    decode_record,
+)
+
+_PREFIX: Final = Struct(">cBBBI")
+_new: Final = tuple.__new__
+_unpack_fresh: Final = Struct(">QQ16xQII").unpack_from
+"""Floor, version, when it was written, soft TTL and load time of a record, from byte 16 on."""
+AGES_MEASURED: Final = 16
+"""One in so many hits has its age measured: a histogram of all would cost as much as the hit."""
 
 BYPASS: Final[ContextVar[bool]] = ContextVar("relay_bypass", default=False)
 """This thread or task has written and not committed: it reads its own rows, and no copy may be made of them."""
+BYPASSES: Final[list[None]] = []
+"""As many as there are bypasses in this process; mostly none. A hit asks this and not the context, which is dearer."""
+
 
 RETRY_SECONDS: Final = 1.0
 """How long a value that should be refreshed is served before the next attempt."""
@@ -45,6 +68,20 @@ class Found(NamedTuple):
     tier: Tier
     as_of: float | None
     is_stale: bool = False
+
+
+class Glance(NamedTuple):
+    """What all records of one look are compared with."""
+
+    head: bytes
+    """The first 16 bytes of the records of this cache in the present epoch."""
+    now: float
+    now_ms: float
+    """The same moment by the server's clock."""
+    bound_ms: float
+    """The age that the policy accepts."""
+    eagerness: float
+    """How many times its load time before its soft end a value is to be refreshed."""
 
 
 class Sight(NamedTuple):
@@ -94,6 +131,8 @@ class Reader:
     ) -> None:
         self.plan = plan
         self.target = target_of
+        self.name_prefix = record_name(plan.name, "")
+        """Of entities: their keys follow."""
         self.loader = loader
         self.load_many: Callable[..., Any] | None = None
         self.local = local
@@ -108,6 +147,10 @@ class Reader:
         self.clock = clock
         self.draw = draw
         self.recorder = recorder
+        self.shared_hits = 0
+        """Hits of the shared tier; a few are lost when threads count in the same moment."""
+        self._decode = plan.codec.decode if plan.codec is not None else bytes
+        self._prefix = _PREFIX.pack(b"R", FORMAT, self.flags | HAS_VALUE, self.codec_id, plan.schema)
         self._resting: dict[Hashable, float] = {}
 
     # -- the process tier
@@ -158,6 +201,40 @@ class Reader:
             self.count(REJECTS, "local", rejected)
 
     # -- the shared tier
+
+    def glancing(self, epoch: bytes, policy: Policy) -> Glance | None:
+        """What `glance` compares the records of one look with; None while no age can be told."""
+        now = self.clock()
+        if not self.server_clock.is_known(now):
+            return None
+        now_ms = self.server_clock.now_ms(now)
+        bound_ms = policy.seconds * 1000 if isinstance(policy, Bounded) else inf
+        eagerness = early_by(1.0, self.plan.early, 1 - self.draw())
+        return None if now_ms is None else Glance(self._prefix + epoch, now, now_ms, bound_ms, eagerness)
+
+    def glance(self, data: bytes | None, need: int, by: Glance) -> Found | None:
+        """What `see` would find in a record of the common kind: written by this cache, current, and not to be refreshed
+        yet. None says nothing: look closely. This is what a hit costs, so it unpacks only what it compares.
+
+        Args:
+            need: of derived values the digest that it must have; there must be one.
+        """
+        head, now, now_ms, bound_ms, eagerness = by
+        if data is None or data[:16] != head or len(data) < HEADER_BYTES:
+            return None
+        floor, version, written_ms, soft_ms, load_ms = _unpack_fresh(data, 16)
+        since = now_ms - written_ms
+        age_ms = since + load_ms if since > 0 else load_ms
+        if version < floor or age_ms > bound_ms or since + load_ms * eagerness >= soft_ms:
+            return None
+        if need and (version != need if self.is_derived else version < need):
+            return None
+        try:
+            value = self._decode(data[HEADER_BYTES:])
+        except Exception:  # Bytes that cannot be read are a miss, whatever the codec says of them.
+            return None
+        # Past the constructor, which takes as long as all of the above.
+        return _new(Found, (value, version, "shared", now - age_ms / 1000, False))
 
     def see(self, epoch: bytes, data: bytes | None, need: int, policy: Policy) -> Sight:
         """What a record that was looked up in this epoch is worth. Records of another epoch are not there.
@@ -294,18 +371,14 @@ class Reader:
         """Counts something of this cache."""
         self.recorder.count(metric, self.plan.name, *labels)
 
-    def hit(self, found: Found) -> None:
-        """Counts a read that a tier answered. Entries of the process tier count their own."""
-        if found.tier != "local":
-            self.served(found, "hit" if found.value is not None else "negative")
-
-    def hits(self, found: Sequence[Found]) -> None:
-        """The same of many at once, from the shared tier. Their ages are not measured one by one."""
-        absent = sum(one.value is None for one in found)
-        if len(found) > absent:
-            self.recorder.count(READS, self.plan.name, "shared", "hit", by=len(found) - absent)
-        if absent:
-            self.recorder.count(READS, self.plan.name, "shared", "negative", by=absent)
+    def hit(self, found: Found, *, by: int = 1) -> None:
+        """Counts reads that a tier answered. Entries of the process tier count their own."""
+        if found.tier != "shared":
+            return
+        self.shared_hits += by
+        if not self.shared_hits % AGES_MEASURED and found.as_of is not None:
+            age = max(0.0, self.clock() - found.as_of)
+            self.recorder.measure(SERVED_AGE, self.plan.name, "shared", value=age)
 
     def missed(self, found: Found, *, leads: bool) -> None:
         """Counts a read that the source answered, by a load of this caller or of another one."""

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from relay.cache.effects import AskTime, Lead, Look, Pause, PutValue, Release, Spawn, Steps, TakeLease, Wait
 from relay.cache.eviction import Entry
-from relay.cache.flights import Flight, begin_wait, end_wait
+from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
 from relay.cache.loading import load
 from relay.cache.local import Mark
 from relay.cache.numbers import REJECTS, SAVED
@@ -33,7 +33,7 @@ from relay.cache.reader import BYPASS, RETRY_SECONDS, Found, Reader, Sight, Targ
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Put, Reject, TierError
 from relay.cache.values import Need, Versioned
-from relay.core.policy import Policy, Strong
+from relay.core.policy import Bounded, Policy, Strong
 from relay.core.record import HAS_VALUE, NEGATIVE
 from relay.core.stamps import digest_of
 from relay.errors import CacheError
@@ -65,7 +65,7 @@ def read(reader: Reader, id: Any, policy: Policy | None = None) -> Steps[Found]:
     """
     policy = policy or reader.plan.policy
     target = reader.target(id)
-    if reader.flights.is_inside(target.key):
+    if CHAIN.get() and reader.flights.is_inside(target.key):
         raise CacheError(
             "RLY-911",
             f"the loader of {reader.plan.name} reads the key that it is loading",
@@ -150,7 +150,7 @@ def fly(reader: Reader, attempt: Attempt) -> Steps[Found | None]:
         reader.missed(found, leads=True)
         return found
     landed = flight.result(leads=leads)
-    if landed is None or not reader.does(landed, attempt.sight.need, attempt.policy):
+    if landed is None or not (leads or reader.does(landed, attempt.sight.need, attempt.policy)):
         return None
     reader.missed(landed, leads=leads)
     return landed
@@ -169,6 +169,11 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         return Sight(need, is_away=True)
     if reader.is_derived:
         need = digest_of(page.records[1:])
+    if reader.local is None and (need or not reader.is_derived):
+        glancing = reader.glancing(page.epoch, policy)
+        found = None if glancing is None else reader.glance(page.records[0], need, glancing)
+        if found is not None:
+            return Sight(need, found)
     sight = reader.see(page.epoch, page.records[0], need, policy)
     if (sight.found is not None or sight.is_refused) and not reader.server_clock.is_known(reader.clock()):
         # Once a minute: without an idea of the server's clock no age is known.
@@ -195,7 +200,12 @@ def direct(reader: Reader, target: Target, need: int, flight: Flight[Found] | No
     finally:
         if flight is None:
             own.ended.fire()
-    return Found(versioned.value, versioned.version, "source", began)
+    return loaded_at(began, versioned)
+
+
+def loaded_at(began: float, versioned: Versioned[Any]) -> Found:
+    """What came of a load that began then. A replica shows a past of which nobody knows how long ago it was."""
+    return Found(versioned.value, versioned.version, "source", began if versioned.cacheable else None)
 
 
 def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
@@ -218,7 +228,7 @@ def fill(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[None]
     """Leads a flight to its end."""
     try:
         # Somebody may have filled it between our look and our lead. What was refused before the look is no news.
-        entry = reader.space.entries.get(attempt.target.key)
+        entry = None if attempt.is_background else reader.space.entries.get(attempt.target.key)
         if entry is not None and entry is not attempt.entry:
             flight.landed, _ = reader.from_entry(entry, attempt.sight.need, attempt.policy)
         if flight.landed is None:
@@ -251,13 +261,15 @@ def filled(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[Fou
         return (yield from direct(reader, attempt.target, need, flight))
     began = reader.clock()
     try:
-        versioned = yield from load(reader, attempt.target, Need(need, primary=lease is None), flight)
+        # A bound counts from the load: only the primary shows what was true then.
+        primary = lease is None or isinstance(attempt.policy, Bounded)
+        versioned = yield from load(reader, attempt.target, Need(need, primary), flight)
     except Exception:
         if lease is not None:
             yield from release(reader, attempt.target, lease)
         raise
     yield from keep(reader, attempt, lease, versioned, began)
-    return Found(versioned.value, versioned.version, "source", began)
+    return loaded_at(began, versioned)
 
 
 def obtain(reader: Reader, attempt: Attempt) -> Steps[Lease | Sight | None]:
@@ -364,4 +376,7 @@ def put(
         return Reject.CLOSED
     if rejected is not None:
         reader.count(REJECTS, "shared", rejected.value)
+        if rejected in (Reject.FLOOR, Reject.STAMPS):
+            # The lease still holds, and the next one would wait for it.
+            yield from release(reader, target, lease)
     return rejected

@@ -90,12 +90,13 @@ class OpenSession:
         self._raise(entity, id, version, is_write=False)
 
     def wrote(self, entity: str, id: Id, version: int) -> None:  # noqa: A002
-        """This session has committed this version, as `touch` returned it.
+        """This session has committed this version, as `touch` returned it. The process tier hears of it as well.
 
         Not before the commit: a version that is rolled back never comes, and its entity would be read from the primary
         until the floor ends.
         """
         self._raise(entity, id, version, is_write=True)
+        self._sessions.told(entity, str(id), version)
 
     def _raise(self, entity: str, id: Id, version: int, *, is_write: bool) -> None:  # noqa: A002
         if not 0 < version <= VERSION_MAX:
@@ -199,10 +200,25 @@ class Sessions:
         self._recorder = recorder
         self._clock = clock
         self.lifetime_seconds = lag_seconds + margin_seconds
+        self._listeners: list[Callable[[str, str, int], None]] = []
 
     def now(self) -> int:
         """Seconds of Unix time: the one clock that two processes share, and therefore the margin."""
         return int(self._clock())
+
+    def tell(self, listener: Callable[[str, str, int], None]) -> None:
+        """Calls `listener` with each entity, id and version that a session of this process has written.
+
+        A process tier follows like this: without it, whoever else reads here would be given the value of before until
+        the event comes, by the very process that has changed it.
+        """
+        self._listeners.append(listener)
+
+    def told(self, entity: str, id: str, version: int) -> None:  # noqa: A002
+        """Tells the listeners of a write."""
+        if 0 < version <= VERSION_MAX:
+            for listener in self._listeners:
+                listener(entity, id, version)
 
     def open(self, token: str | None = None) -> OpenSession:
         """The session of a token, or a new one. A token that is no good is a new session, and counted.

@@ -1,7 +1,7 @@
 """A digest of the arguments of a call: the same for the same values, in every process and on every day.
 
 Each value is written with its type and its length, so that 1 and "1", or ("a", "b") and ("ab",), differ. Dictionaries
-and sets are sorted by what was written of their members. Nothing depends on `hash`, which differs from process to process.
+and sets are sorted by what was written of their members. Nothing depends on `hash`, which differs between processes.
 """
 
 from __future__ import annotations

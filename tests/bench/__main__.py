@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import capture, drain, holders, idle, latency, memory, track, writers
+from tests.bench import cache, capture, consumer, drain, holders, idle, latency, memory, shared, track, writers
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
@@ -17,6 +17,9 @@ MEASUREMENTS = {
     "holders": holders.holders,
     "track": track.tracking,
     "capture": capture.capture,
+    "cache": cache.caching,
+    "shared": shared.shared,
+    "consumer": consumer.applying,
 }
 
 

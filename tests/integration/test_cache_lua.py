@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,14 @@ from tests.support.tiers import Clock, staged, tokens
 
 LIMITS = TierLimits(
     lease_ms=6_000,
-    grace_ms=1_000_000,
-    tombstone_ms=10_000_000,
+    grace_ms=8_000_000,
+    tombstone_ms=14_000_000,
     unknown_ms=40_000_000,
     stamp_ms=80_000_000,
     value_bytes_max=100,
 )
 HARD_MS = 20_000_000
+SHORT_MS = 3_000_000
 SLACK_MS = 900_000
 """More than all advances of the clock of one example, and less than the difference of any two lifetimes."""
 
@@ -99,10 +101,10 @@ class Twins:
         if lease.grant is Grant.GRANTED:
             self.granted.append((key, lease.lease, dict(zip(stamps, lease.stamps, strict=True))))
 
-    def put(self, back, version, flags, payload) -> None:
+    def put(self, back, version, flags, payload, hard_ms=HARD_MS) -> None:
         key, token, stamps = self.lease_given(back)
         flags |= HAS_VALUE | (DERIVED if key.startswith("d:") else 0)
-        self.both("put", Put(key, token, version, flags, 3, 9, payload, 17, HARD_MS, 5, stamps))
+        self.both("put", Put(key, token, version, flags, 3, 9, payload, 17, hard_ms, 5, stamps))
 
     def fill(self, key, version, flags, stamps) -> None:
         self.lease(key, 0, stamps, refresh=True)
@@ -129,6 +131,10 @@ class Twins:
         self.reference.evict(key)
         self.redis.delete(self.named(key))
         self.redis.rpush(self.named(key), "a list")
+
+    def close_epoch(self) -> None:
+        self.reference.epoch = None
+        self.redis.delete(self.named("epoch"))
 
     def flush(self) -> None:
         self.reference.flush()
@@ -161,7 +167,7 @@ def twins(request, redis_url) -> Iterator[Twins]:
 
 
 @settings(
-    max_examples=300,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -176,6 +182,94 @@ def test_any_sequence_of_operations_leaves_what_the_reference_says(twins, steps)
             twins.clock.now_ms += step[1]
         else:
             getattr(twins, step[0])(*step[1:])
+        twins.compare()
+
+
+class Walk:
+    """Steps that are drawn with an eye on what is there, so that most of them do something."""
+
+    def __init__(self, twins: Twins, seed: int) -> None:
+        self.twins = twins
+        self.draw = random.Random(seed)
+        self.steps = [self.apply] * 25 + [self.lease] * 20 + [self.put] * 25 + [self.fill] * 12 + [self.wait] * 8
+        self.steps += [self.release] * 3 + [self.evict] * 3 + [self.open] * 2
+        self.steps += [self.foreign, self.wrongtype, twins.close_epoch]
+
+    def near(self, key: str) -> int:
+        """A version about where the record is."""
+        record = decode_record(self.twins.reference.look([key]).records[0])
+        base = max(record.floor, record.version) if record is not None else 0
+        return max(1, base + self.draw.choice([-1, 0, 0, 1, 1, 2]))
+
+    def key(self) -> str:
+        return self.draw.choice(RECORDS)
+
+    def stamps(self) -> list[str]:
+        return [stamp for stamp in STAMPS if self.draw.random() < 0.5]
+
+    def flags(self) -> int:
+        return self.draw.choice([0, 0, NEGATIVE, KEEP, KEEP])
+
+    def positions(self) -> list[Position]:
+        known = self.twins.reference.offsets
+        places = [(topic, partition) for topic in "tu" for partition in (0, 1) if self.draw.random() < 0.3]
+        lag = self.draw.choice([0, 0, 0, 0, -1, 1])
+        return [
+            Position(*at, max(0, known.get(at, 0) + lag), known.get(at, 0) + self.draw.randint(-1, 2)) for at in places
+        ]
+
+    def open(self) -> None:
+        self.twins.open([at._replace(offset=max(0, at.offset)) for at in self.positions()])
+
+    def apply(self) -> None:
+        keys = [self.key() for _ in range(self.draw.randint(0, 3))]
+        kinds = [(self.near(key), self.draw.random()) for key in keys]
+        bumps = [
+            Bump(key, None if drawn < 0.08 else version, drawn > 0.92)
+            for key, (version, drawn) in zip(keys, kinds, strict=True)
+        ]
+        stamps = self.stamps() if self.draw.random() < 0.3 else []
+        self.twins.apply(bumps, stamps, [at._replace(offset=max(0, at.offset)) for at in self.positions()])
+
+    def lease(self) -> None:
+        key = self.key()
+        want = self.draw.choice([0, 0, self.near(key)])
+        self.twins.lease(key, want, self.stamps(), refresh=self.draw.random() < 0.5)
+
+    def put(self) -> None:
+        back = self.draw.choice([0, 0, 0, 0, 1, 2])
+        key = self.twins.lease_given(back)[0]
+        hard_ms = self.draw.choice([HARD_MS, SHORT_MS])
+        self.twins.put(back, self.near(key), self.flags(), self.draw.choice([b"", b"value", bytes(101)]), hard_ms)
+
+    def fill(self) -> None:
+        key = self.key()
+        self.twins.lease(key, 0, self.stamps(), refresh=True)
+        self.twins.put(0, self.near(key), self.flags(), b"value", self.draw.choice([HARD_MS, SHORT_MS]))
+
+    def release(self) -> None:
+        self.twins.release(self.draw.choice([0, 0, 1]))
+
+    def evict(self) -> None:
+        self.twins.evict(self.draw.choice(RECORDS + STAMPS))
+
+    def foreign(self) -> None:
+        self.twins.foreign(self.key(), self.draw.choice([b"", b"R\x01", bytes(64), b"x" * 70]))
+
+    def wrongtype(self) -> None:
+        self.twins.wrongtype(self.key())
+
+    def wait(self) -> None:
+        self.twins.clock.now_ms += self.draw.choice([100, 5_999, 6_000, 6_001])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_walk_leaves_what_the_reference_says(twins, seed):
+    """After each of hundreds of operations that build on one another, both are the same."""
+    walk = Walk(twins, seed)
+    twins.open([])
+    for _ in range(300):
+        walk.draw.choice(walk.steps)()
         twins.compare()
 
 
@@ -214,6 +308,10 @@ def test_progress_that_is_gone_is_lost_and_never_guessed(twins, damage):
         twins.redis.set(key, "a text")
     assert twins.real.progress().offsets == {}
     assert twins.real.apply([], [], [Position("t", 0, 9, 10)]) == Applied(epoch, lost=True)
+    if damage != "of another type":
+        assert twins.real.apply([], [], [Position("u", 0, 0, 1)]) == Applied(epoch, lost=False)
+        assert twins.real.progress().offsets == {("u", 0): 1}
+    twins.redis.delete(key)
     newer = twins.real.open("lost writes", [Position("t", 0, 0, 9)])
     assert twins.real.apply([], [], [Position("t", 0, 9, 10)]) == Applied(newer, lost=False)
     assert twins.real.progress().offsets == {("t", 0): 10}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -114,7 +115,7 @@ EDITS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "replica_uncached": (Edit(READING, "if not versioned.cacheable:", "if False:"),),
     "replica_reaches_need": (
-        Edit(READING, "Need(need, primary=lease is None)", "Need(0, primary=False)"),
+        Edit(READING, "Need(need, primary), flight)", "Need(0, False), flight)"),
         # Whoever waits for a load compares what it brought.
         Edit(READER, "        if found.version < need:\n", "        if False:\n"),
     ),
@@ -245,6 +246,10 @@ def _copied(file: str, edits: Sequence[Edit]) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(ROOT / file)
     exec(compile(_text(file, edits), module.__file__, "exec"), module.__dict__)
+    for part, kind in vars(importlib.import_module(name)).items():
+        # What is passed around has to be of the class that the other modules know.
+        if isinstance(kind, type) and issubclass(kind, tuple | Enum):
+            setattr(module, part, kind)
     return module
 
 

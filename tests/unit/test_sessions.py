@@ -6,10 +6,13 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.cookies import SimpleCookie
+from math import inf
 
 import pytest
 
 from relay.cache.asgi import SessionMiddleware
+from relay.cache.eviction import Entry
+from relay.cache.local import Local
 from relay.cache.numbers import SESSION_TOKENS, Numbers
 from relay.cache.session_store import AsyncStoredSessions, Kept, StoredSessions
 from relay.cache.sessions import CURRENT, FLOORS_IN_MEMORY_MAX, PRIMARY, OpenSession, Sessions
@@ -111,6 +114,22 @@ def test_a_session_does_not_grow_without_end(sessions):
         session.observe("user", number, 1)
     assert len(session.floors().by_entity) <= FLOORS_IN_MEMORY_MAX
     assert {session.least("user", number) for number in range(FLOORS_IN_MEMORY_MAX + 100)} == {1, PRIMARY}
+
+
+def test_a_write_is_told_to_the_process_tier_and_a_read_is_not(sessions):
+    """Whoever else reads in this process is given nothing older either; what is no version is told to nobody."""
+    local = Local()
+    space = local.space("user")
+    entry = Entry("42", "old", 6, as_of=0.0, fresh_until=inf, soft_until=inf, hard_until=inf)
+    assert local.put(space, entry, local.mark()) is None
+    sessions.tell(local.apply)
+    session = sessions.open()
+    session.observe("user", 42, 8)
+    session.wrote("user", 42, 0)
+    assert space.entries
+    session.wrote("user", 42, 7)
+    assert not space.entries
+    assert space.floor("42") == 7
 
 
 # Tokens that are no good

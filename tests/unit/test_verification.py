@@ -209,6 +209,19 @@ def test_reads_at_random_moments_are_judged_by_all_that_was_known(world):
     assert counted(verifier, READ)[0] == (1, 3)
 
 
+def test_a_key_that_changes_all_the_time_is_remembered_for_a_minute(world):
+    """A hundred versions in a second: what was current a minute ago is overdue by about a minute, and never by more."""
+    verifier = verifier_of(world, reads_per_turn=1)
+    world.records[USER] = record(50)
+    for step in range(6500):
+        world.now = step / 100
+        world.database[USER] = step + 1
+        world.arriving.append((USER, step + 1))
+        verifier._learn(*world.events()[0], EVENT)
+    overdue, _ = verifier._entities[USER].overdue(verifier._look([USER])[USER])
+    assert 64.49 - 0.5 <= overdue <= 64.49
+
+
 def test_a_repeated_event_is_no_second_sample(world, verifier):
     """Relays may publish twice: samples would look like more than they are."""
     for _ in range(3):

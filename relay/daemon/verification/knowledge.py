@@ -10,7 +10,10 @@ from typing import Any, Final, NamedTuple
 from relay.core.record import Record
 
 TRACE_MAX: Final = 50
-KNOWN_MAX: Final = 64
+LOOKS_KEPT: Final = 20_000
+KNOWN_MAX: Final = 160
+SPACING_SECONDS: Final = 0.5
+"""Together more than a minute."""
 
 EVENT, ENTRY, READ = KINDS = ("event", "entry", "read")
 
@@ -30,14 +33,22 @@ class Look(NamedTuple):
     served: int | None
     """The version; None: nothing, so that the reader would have gone to the source."""
     record: Record | None
+    """Without its value."""
+
+
+class Known(NamedTuple):
+    """A version that is committed, since when that is known, and from where."""
+
+    at: float
+    version: int
+    source: str
 
 
 @dataclass(slots=True)
 class Entity:
-    """Versions with the moment since when they are known to be committed, both rising, and what was seen of it."""
+    """Versions that are known to be committed, times and versions rising."""
 
-    known: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
-    trace: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=TRACE_MAX))
+    known: deque[Known] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
     announced: int = 0
     """The newest version of which an event has arrived."""
     stale_since: float | None = None
@@ -48,33 +59,56 @@ class Entity:
         is_sample = source == ENTRY or version > self.announced
         if source == EVENT:
             self.announced = max(self.announced, version)
-        if not self.known or self.known[-1][1] < version:
-            self.known.append((at, version))
-            self.trace.append({"at": at, "seen": source, "version": version})
+        known = self.known
+        if not known or known[-1].version < version:
+            # Thinned out, so that the minute before is there of keys that change a hundred times in a second too. What
+            # is left out makes staleness look shorter, by less than the spacing, and never longer.
+            if len(known) > 1 and known[-1].at < known[-2].at + SPACING_SECONDS:
+                known.pop()
+            known.append(Known(at, version, source))
         return is_sample
-
-    def note(self, look: Look) -> None:
-        """Puts a look into the trace: the fields of the record without its value."""
-        line: dict[str, Any] = {"at": look.at, "seen": "record", "served": look.served}
-        if look.record is not None:
-            record = look.record
-            line |= {
-                "flags": record.flags,
-                "floor": record.floor,
-                "version": record.version,
-                "epoch": record.epoch.hex(),
-                "is_leased": any(record.lease),
-                "written_at_ms": record.written_at_ms,
-            }
-        self.trace.append(line)
 
     def overdue(self, look: Look) -> tuple[float, int]:
         """For how many seconds a newer version was known at the time of the look, and the oldest such version."""
         if look.served is not None:
-            for at, version in self.known:
+            for at, version, _ in self.known:
                 if version > look.served and at <= look.at:
                     return look.at - at, version
         return 0.0, 0
+
+
+class Looks:
+    """The last looks of all entities together, for the traces of violations."""
+
+    def __init__(self) -> None:
+        self._ring: deque[tuple[Name, Look]] = deque(maxlen=LOOKS_KEPT)
+
+    def note(self, name: Name, look: Look) -> None:
+        """Keeps it for a while."""
+        self._ring.append((name, look))
+
+    def trace(self, name: Name, entity: Entity) -> list[dict[str, Any]]:
+        """What was learned and seen of an entity, by time: versions and headers, never a value."""
+        lines: list[dict[str, Any]] = [
+            {"at": known.at, "seen": known.source, "version": known.version} for known in entity.known
+        ]
+        lines += [_line(look) for noted, look in self._ring if noted == name]
+        return sorted(lines, key=lambda line: line["at"])[-TRACE_MAX:]
+
+
+def _line(look: Look) -> dict[str, Any]:
+    line: dict[str, Any] = {"at": look.at, "seen": "record", "served": look.served}
+    if look.record is not None:
+        record = look.record
+        line |= {
+            "flags": record.flags,
+            "floor": record.floor,
+            "version": record.version,
+            "epoch": record.epoch.hex(),
+            "is_leased": any(record.lease),
+            "written_at_ms": record.written_at_ms,
+        }
+    return line
 
 
 @dataclass(slots=True)

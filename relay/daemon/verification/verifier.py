@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple, Protocol
 from relay.cache.tiers import Page, TierError
 from relay.core.names import record_name
 from relay.core.record import decode_record
-from relay.daemon.verification.knowledge import ENTRY, EVENT, READ, Entity, Look, Name, Tally
+from relay.daemon.verification.knowledge import ENTRY, EVENT, READ, Entity, Look, Looks, Name, Tally
 
 ENTITIES_MAX: Final = 50_000
-PENDING_MAX: Final = 100_000
+PENDING_MAX: Final = 300_000
 LOOKS_MAX: Final = 500
 HEAL_SECONDS: Final = 0.25
 _SPACE: Final = 1 << 64
@@ -83,6 +83,7 @@ class Verifier:
         self._agenda: list[_Probe] = []
         self._healing: list[tuple[float, Name]] = []
         self._number = 0
+        self._looks = Looks()
         self.tally = Tally(scales)
         self.share = 1.0
         self.tier_failures = 0
@@ -221,8 +222,9 @@ class Verifier:
         for name, data in zip(wanted, page.records, strict=True):
             record = decode_record(data)
             is_served = record is not None and record.epoch == page.epoch and record.is_current
-            looks[name] = Look(at, record.version if is_served and record is not None else None, record)
-            self._entities[name].note(looks[name])
+            bare = None if record is None else record._replace(payload=b"")
+            looks[name] = Look(at, record.version if is_served and record is not None else None, bare)
+            self._looks.note(name, looks[name])
         return looks
 
     def _confirmed(self, suspects: Sequence[tuple[Name, int]]) -> list[bool]:
@@ -240,4 +242,4 @@ class Verifier:
             entity.stale_since = look.at - overdue
             self._healing.append((look.at + HEAL_SECONDS, name))
             found = {"kind": kind, "served": look.served, "committed": version, "overdue_seconds": round(overdue, 3)}
-            self._on_violation(name, found, list(entity.trace))
+            self._on_violation(name, found, self._looks.trace(name, entity))
