@@ -18,8 +18,8 @@ from typing import Any, Final
 from relay.cache import RedisShared
 from relay.cache.numbers import EPOCHS, EVENTS, Numbers
 from relay.consumer import Consumer
+from relay.demo.brokers import group_of
 
-GROUP: Final = "relay-demo-cache"
 SAY_SECONDS: Final = 0.25
 
 _saying = threading.Lock()
@@ -46,12 +46,14 @@ def stop_when_told() -> threading.Event:
 
 def main() -> None:
     """Consumes until it is told to stop, and says four times a second how far it is."""
+    topic = os.environ["DEMO_TOPIC"]
+    group = group_of(topic)
     numbers = Numbers()
     shared = RedisShared.from_url(os.environ["DEMO_REDIS"], namespace=os.environ.get("DEMO_NAMESPACE", "demo"))
     consumer = Consumer(
         kafka=json.loads(os.environ["DEMO_KAFKA"]),
-        topics=[os.environ["DEMO_TOPIC"]],
-        group=GROUP,
+        topics=[topic],
+        group=group,
         shared=shared,
         from_beginning=True,
         recorder=numbers,
@@ -59,16 +61,16 @@ def main() -> None:
     stop = stop_when_told()
     with consumer:
         while not stop.wait(SAY_SECONDS):
-            say(report(consumer, numbers))
-    say(report(consumer, numbers) | {"ended": True})
+            say(report(consumer, numbers, group))
+    say(report(consumer, numbers, group) | {"ended": True})
 
 
-def report(consumer: Consumer, numbers: Numbers) -> dict[str, Any]:
+def report(consumer: Consumer, numbers: Numbers, group: str) -> dict[str, Any]:
     """How far it is, and what troubles it."""
     now, health = numbers.snapshot(), consumer.health()
     return {
         "at": time.time(),
-        "applied": now.value(EVENTS, GROUP, "applied"),
+        "applied": now.value(EVENTS, group, "applied"),
         "epochs": now.total(EPOCHS),
         "lag": sum(lag or 0 for lag in health.lag.values()),
         "problems": [problem.code for problem in health.problems],

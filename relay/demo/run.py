@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 import uuid
 from collections import deque
@@ -57,10 +59,10 @@ class Program:
         at = time.monotonic() - self._started_at
         self._happened.append((at, text))
         if not self._quiet:
-            _print(f"{at:7.1f} s  {text}")
+            _print_line(at, text)
 
     def _set_the_stage(self, parts: ExitStack) -> Stage:
-        _print("relay demo: changes travel from an application to the caches of others while things break.\n")
+        _print("relay demo: changes reach the caches of others while things break.\n")
         with self._step() as done:
             database = self._database()
             parts.callback(database.close)
@@ -138,7 +140,7 @@ class Program:
         finally:
             self._quiet = False
         for at, text in self._happened:
-            _print(f"{at:7.1f} s  {text}")
+            _print_line(at, text)
 
     def _pronounce(self, stage: Stage, left: int) -> int:
         try:
@@ -158,6 +160,13 @@ class Program:
 def _check_mark() -> str:
     encoding = (sys.stdout.encoding or "").lower()
     return "✓" if encoding.startswith("utf") else "ok"
+
+
+def _print_line(at: float, text: str) -> None:
+    """What happened, in a column of its own on a narrow terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    for line in textwrap.wrap(f"{at:7.1f} s  {text}", width, subsequent_indent=" " * 11):
+        _print(line)
 
 
 def _print(line: str) -> None:

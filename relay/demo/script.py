@@ -9,9 +9,9 @@ from typing import Final
 from relay.demo.ledger import in_words
 from relay.demo.stage import Stage
 
-CALM_SECONDS: Final = 3.0
-OUTAGE_SECONDS: Final = 3.0
-FROZEN_SECONDS: Final = 2.0
+CALM_SECONDS: Final = 2.5
+OUTAGE_SECONDS: Final = 2.5
+FROZEN_SECONDS: Final = 1.5
 PATIENCE_SECONDS: Final = 12.0
 
 

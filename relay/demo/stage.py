@@ -38,7 +38,7 @@ CATCH_ATTEMPTS: Final = 60
 STARTS_MAX: Final = 40
 DATABASE_AWAY_SECONDS: Final = 1.0
 CALM_AFTER_SECONDS: Final = 0.5
-NEWEST_SECONDS: Final = 10.0
+NEWEST_SECONDS: Final = 5.0
 
 FAULTS: Final = ("kill", "freeze", "flush", "consumer", "brokers", "database")
 

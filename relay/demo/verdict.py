@@ -64,17 +64,17 @@ def lines(verdict: Verdict, ledger: Ledger, end: End, *, repeats_max: int) -> li
 
 def _of_reads(reads: ReadFigures) -> list[str]:
     """What the services got from their caches."""
-    copies = f"{reads.hit_rate:.1%} from copies; {reads.loads:,} loads, {reads.saved:,} saved by waiting for another's"
+    copies = f"{reads.hit_rate:.1%} from copies; {reads.loads:,} loads, {reads.saved:,} saved by single-flight"
     out = [
         _figure("reads", reads.reads, copies),
-        _figure("too old", reads.older, "below what had been applied: none may be, unless it says so"),
-        _figure("marked", reads.marked, "said so: copies kept for when the database is away"),
+        _figure("too old", reads.older, "below what was applied: none may be, unless marked"),
+        _figure("marked", reads.marked, "as stale: kept for when the database is away"),
         _figure("failed", reads.failed, "had no copy either"),
     ]
     for name, stale in (("calm", reads.calm), ("overall", reads.overall)):
         if stale.p50 is not None and stale.p99 is not None:
-            times = f"{stale.fresh:.1%} the newest; stale by p50 {in_words(stale.p50)}, p99 {in_words(stale.p99)}"
-            out.append(_figure(name, stale.reads, f"{times}, at most {in_words(stale.worst)}"))
+            times = f"p50 {in_words(stale.p50)}, p99 {in_words(stale.p99)}, max {in_words(stale.worst)}"
+            out.append(_figure(name, stale.reads, f"{stale.fresh:.1%} newest; stale {times}"))
     return out
 
 
@@ -86,9 +86,9 @@ def _reasons(end: End) -> list[str]:
 
 def _last_line(verdict: Verdict, end: End) -> str:
     if is_kept(verdict, end):
-        repeated = f", {verdict.repeated:,} repeated within the bound" if verdict.repeated else ", nothing repeated"
-        copies = " No copy was below what had been applied." if end.reads.reads else ""
-        return f"verdict: OK. Nothing lost, nothing reordered{repeated}.{copies}"
+        repeated = f"{verdict.repeated:,}" if verdict.repeated else "nothing"
+        copies = ", no copy too old" if end.reads.reads else ""
+        return f"verdict: OK. Nothing lost, nothing reordered, {repeated} repeated{copies}."
     return f"verdict: BROKEN. {', '.join([*verdict.found, *_reasons(end)])}."
 
 
@@ -96,7 +96,7 @@ def _of_unknown(verdict: Verdict) -> str:
     if not verdict.unknown:
         return ""
     came = verdict.events - verdict.committed + _count(verdict, "lost")
-    return f"; {max(0, came)} of {verdict.unknown} commits that were cut off had happened"
+    return f"; {max(0, came)} of {verdict.unknown} commits cut off had happened"
 
 
 def _count(verdict: Verdict, name: str) -> int:
