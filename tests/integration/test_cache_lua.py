@@ -273,6 +273,17 @@ def test_a_long_walk_leaves_what_the_reference_says(twins, seed):
         twins.compare()
 
 
+def test_a_refresh_that_loaded_something_older_is_refused(twins):
+    """Under a lease that still holds, a value below the one that is there does not replace it; the same one does."""
+    twins.open([])
+    for version, expected in ((5, None), (4, Reject.FLOOR), (5, None), (6, None)):
+        lease = twins.both("lease", RECORDS[0], 0, [], refresh=True)
+        assert lease.grant is Grant.GRANTED
+        put = Put(RECORDS[0], lease.lease, version, HAS_VALUE, 3, 9, b"value", 17, HARD_MS, 5, {})
+        assert twins.both("put", put) is expected
+        twins.both("release", RECORDS[0], lease.lease)
+
+
 def test_more_events_than_fit_one_command_are_applied_by_several(twins):
     """1,500 events reach 1,500 records, and the progress is noted once."""
     twins.flush()

@@ -18,6 +18,7 @@ from relay.core.names import record_name
 
 ENTITY = "user"
 FACES = ("threads", "tasks")
+OPERATIONS = ("look", "lease", "put", "release", "apply", "time")
 PATIENCE_SECONDS = 20.0
 Hook = Callable[[], None]
 
@@ -56,6 +57,8 @@ class Tier:
         return self.reference.lease(key, want, stamps, refresh=refresh)
 
     def __getattr__(self, name: str) -> Any:
+        if name not in OPERATIONS:
+            raise AttributeError(name)
         self._answer()
         return getattr(self.reference, name)
 
@@ -71,6 +74,9 @@ class AsyncTier:
         self._tier = tier
 
     def __getattr__(self, name: str) -> Any:
+        if name not in OPERATIONS:
+            raise AttributeError(name)
+
         async def call(*args: Any, **kwargs: Any) -> Any:
             return getattr(self._tier, name)(*args, **kwargs)
 
@@ -161,13 +167,14 @@ class World:
     def entity(self, loader: Callable[..., Any] | None = None, name: str = ENTITY, **settings: Any) -> Any:
         """A cache of one entity."""
         load = loader or self.load
-        return self._face(self.cache.entity(name, jitter=0.0, early=0.0, **settings), load)
+        return self.face_of(self.cache.entity(name, jitter=0.0, early=0.0, **settings), load)
 
     def derived(self, function: Callable[..., Any], **settings: Any) -> Any:
         """A cache of the results of a function."""
-        return self._face(self.cache.derived("search", jitter=0.0, early=0.0, **settings), function)
+        return self.face_of(self.cache.derived("search", jitter=0.0, early=0.0, **settings), function)
 
-    def _face(self, decorate: Any, function: Callable[..., Any]) -> Any:
+    def face_of(self, decorate: Any, function: Callable[..., Any]) -> Any:
+        """What a decorator makes of a function: of a coroutine function, if the face is that of tasks."""
         if self._runner is None:
             return decorate(function)
 

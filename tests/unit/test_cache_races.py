@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.cache import Eventual, Need, Session, Versioned
-from relay.cache.reader import Found
+from relay.cache.glancing import Found
 from relay.cache.tiers import Bump, Grant
 from tests.support.reading import ENTITY, FACES, World
 
@@ -381,3 +381,13 @@ def test_a_reader_who_came_after_an_event_is_not_given_what_was_loaded_before_it
     bare.hooks.in_look.append(lambda: reader.flights.leave(flight))
     assert user(1) == "new"
     assert user.read(1, policy=Eventual()).version == 2
+
+
+def test_a_load_that_failed_gives_its_lease_back(bare):
+    user = bare.entity()
+    bare.error = ValueError("down")
+    with pytest.raises(ValueError, match="down"):
+        user(1)
+    with pytest.raises(ValueError, match="down"):
+        user.many([1])
+    assert bare.tier.reference.lease(bare.record(1), 0, (), refresh=False).grant is Grant.GRANTED

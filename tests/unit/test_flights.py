@@ -188,6 +188,37 @@ def test_threads_whose_loads_wait_for_one_another_do_not_wait_for_ever(cache):
     )
 
 
+def test_tasks_whose_loads_wait_for_one_another_do_not_wait_for_ever():
+    async def go() -> list[str]:
+        async with AsyncCache("test", local=Local()) as cache:
+            both = asyncio.Barrier(2)
+            is_first: set[str] = {"left", "right"}
+
+            @cache.entity("left")
+            async def left(id: int, need: Need) -> Versioned[str]:  # noqa: A002
+                if "left" in is_first:
+                    is_first.remove("left")
+                    await both.wait()
+                    return Versioned("left of " + await right(id), 1)
+                return Versioned("left alone", 1)
+
+            @cache.entity("right")
+            async def right(id: int, need: Need) -> Versioned[str]:  # noqa: A002
+                if "right" in is_first:
+                    is_first.remove("right")
+                    await both.wait()
+                    return Versioned("right of " + await left(id), 1)
+                return Versioned("right alone", 1)
+
+            return list(await asyncio.gather(left(1), right(1)))
+
+    results = asyncio.run(asyncio.wait_for(go(), PATIENCE))
+    assert results in (
+        ["left of right of left alone", "right of left alone"],
+        ["left of right alone", "right of left of right alone"],
+    )
+
+
 def test_flights_of_a_parent_are_not_waited_for_in_a_forked_child():
     flights: Flights[int] = Flights()
     flights.enter("1")

@@ -87,6 +87,7 @@ class Commands:
         first = _PREFIX.pack(b"R", FORMAT, put.flags & SET_BY_PUT | 1, put.codec, put.schema)
         version, last = pack(">Q", put.version), pack(">II", put.soft_ms, put.load_ms)
         arguments: list[Word] = [self._clock(), put.lease, first, version, last, put.hard_ms, put.payload]
+        arguments.append(self.limits.lease_ms)
         return call(
             PUT, self._keys(self.epoch_key, [put.key, *put.stamps]), [*arguments, *put.stamps.values()], _rejected
         )
