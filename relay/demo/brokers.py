@@ -21,6 +21,11 @@ CONNECTION: Final = ("bootstrap.servers", "security.", "sasl.", "ssl.", "enable.
 """The properties that say how to reach a cluster; the others belong to the relay's producer."""
 
 
+def group_of(topic: str) -> str:
+    """The name of the only group that reads the topic."""
+    return f"{topic}-cache"
+
+
 class Brokers(Protocol):
     """A cluster with one topic of ours."""
 
@@ -121,9 +126,12 @@ class GivenBrokers:
         """Never called: `can_go_away` is False."""
 
     def close(self) -> None:
-        """Deletes the topic."""
+        """Deletes the topic, and the offsets that were committed for it."""
         with contextlib.suppress(KafkaException):
             for outcome in self._admin.delete_topics([self.topic], operation_timeout=ANSWER_SECONDS).values():
+                outcome.result(ANSWER_SECONDS)
+            groups = [group_of(self.topic)]
+            for outcome in self._admin.delete_consumer_groups(groups, request_timeout=ANSWER_SECONDS).values():
                 outcome.result(ANSWER_SECONDS)
 
     def _create(self) -> None:

@@ -1,6 +1,7 @@
-"""The side of the demo that reads: Redis, the consumer that keeps the copies in it right, and two services that read them.
+"""The side of the demo that reads: a consumer that keeps the copies in Redis right, and two services that read them.
 
 Kafka ──▶ consumer ──▶ Redis ◀── service 1, service 2 ──▶ Postgres, for what is not there
+  └─────────────── feed ────────▶ service 1
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from relay.demo.children import Child, clean_environ
-from relay.demo.redis import EmbeddedRedis
+from relay.demo.redis_servers import RedisServer
 from relay.demo.staleness import ReadFigures, Staleness
 from relay.errors import OperatorError
 
-SERVICES: Final = ("service 1", "service 2")
+SERVICES: Final = {"service 1": "both", "service 2": "shared"}
+"""With the tiers that each has: only the first one has a copy in its own process, and a feed that keeps it right."""
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
+LAG_MAX: Final = 80
+"""Events behind which the consumer is still thought to keep up."""
 
 
 class Copies:
@@ -27,40 +31,37 @@ class Copies:
     Args:
         kafka: librdkafka's properties for clients.
         database: a URL for SQLAlchemy.
-        redis_url: a Redis that is not ours; empty for one of our own.
-        namespace_url: where the children find it.
     """
 
     def __init__(
-        self, kafka: Mapping[str, Any], topic: str, database: str, say: Callable[[str], None], redis_url: str
+        self, kafka: Mapping[str, Any], topic: str, database: str, redis: RedisServer, say: Callable[[str], None]
     ) -> None:
+        self.redis = redis
         self.say = say
         self.staleness = Staleness()
         self.is_frozen = False
-        self.applied = self.epochs = 0
+        self.applied = self.epochs = self.lag = 0
         self.problems: list[str] = []
-        self.server = None if redis_url else EmbeddedRedis()
-        if self.server is not None:
-            self.server.start()
-        self.label = "Redis" + (" (given)" if redis_url else "")
+        self._is_open: dict[str, bool] = {}
         self._environ = clean_environ() | {
             "DEMO_KAFKA": json.dumps(dict(kafka)),
             "DEMO_TOPIC": topic,
             "DEMO_DATABASE": database,
-            "DEMO_REDIS": redis_url if self.server is None else self.server.url,
+            "DEMO_REDIS": redis.url,
+            "DEMO_NAMESPACE": redis.namespace,
         }
         self.consumer: Child | None = None
         self.services: dict[str, Child] = {}
 
     @property
-    def can_flush(self) -> bool:
-        """Whether the server is ours to hurt."""
-        return self.server is not None
+    def is_open(self) -> bool:
+        """Whether the process tiers may be served from."""
+        return all(self._is_open.values())
 
     @property
     def is_well(self) -> bool:
-        """Whether the consumer works and knows of no problem."""
-        return not self.is_frozen and not self.problems
+        """Whether all of it works and is up to date."""
+        return self.is_open and not self.is_frozen and not self.problems and self.lag < LAG_MAX
 
     def start(self) -> None:
         """Starts the processes, and returns when they have read and applied something.
@@ -69,8 +70,9 @@ class Copies:
             OperatorError: one of them did not start; carries what it said.
         """
         self.consumer = Child(["relay.demo.consumer"], self._environ, self._on_consumer)
-        for name in SERVICES:
-            self.services[name] = Child(["relay.demo.service"], self._environ, self._on_service(name))
+        for name, tiers in SERVICES.items():
+            environ = self._environ | {"DEMO_TIERS": tiers}
+            self.services[name] = Child(["relay.demo.service"], environ, self._on_service(name))
         until = time.monotonic() + START_SECONDS
         while not self.applied or len(self.staleness.services) < len(SERVICES):
             for name, child in {"the consumer": self.consumer, **self.services}.items():
@@ -94,21 +96,33 @@ class Copies:
 
     def flush(self) -> None:
         """Empties Redis, as an operator does by mistake."""
-        if self.server is not None:
-            self.server.flush()
-            self.say("FLUSHALL: Redis is empty; what it says of versions is closed until the consumer has seen it")
+        self.redis.flush()
+        self.say("FLUSHALL: Redis is closed until the consumer begins a new epoch")
 
     def toggle_consumer(self) -> None:
         """Freezes the consumer, or lets it go on."""
-        assert self.consumer is not None
         self.is_frozen = not self.is_frozen
-        self.consumer.send(signal.SIGSTOP if self.is_frozen else signal.SIGCONT)
-        self.say("the consumer is frozen: copies grow old" if self.is_frozen else "the consumer thaws and catches up")
+        if self.consumer is not None:
+            self.consumer.send(signal.SIGSTOP if self.is_frozen else signal.SIGCONT)
+        if self.is_frozen:
+            self.say("the consumer is frozen: service 2 reads what grows old in Redis")
+        else:
+            self.say("the consumer thaws")
+
+    def repair(self) -> None:
+        """Lets a frozen consumer go on."""
+        if self.is_frozen:
+            self.toggle_consumer()
+
+    def await_newest(self, newest: Mapping[int, int], seconds: float) -> int:
+        """The accounts of which some service still reads another version than the newest, after this time at most."""
+        until = time.monotonic() + seconds
+        while (behind := self.staleness.behind(newest)) and time.monotonic() < until:
+            time.sleep(0.05)
+        return behind
 
     def finish(self) -> None:
         """Stops the processes as a deploy would."""
-        if self.is_frozen:
-            self.toggle_consumer()
         children = [*self.services.values(), *([self.consumer] if self.consumer else [])]
         for child in children:
             child.tell("stop")
@@ -116,11 +130,9 @@ class Copies:
             child.wait(STOP_SECONDS)
 
     def close(self) -> None:
-        """Ends everything without ceremony. May be called twice."""
+        """Ends the processes without ceremony. May be called twice."""
         for child in [*self.services.values(), *([self.consumer] if self.consumer else [])]:
             child.close()
-        if self.server is not None:
-            self.server.close()
 
     def _on_consumer(self, line: str) -> bool:
         if not line.startswith("{"):
@@ -128,14 +140,17 @@ class Copies:
         told = json.loads(line)
         if told["epochs"] > self.epochs and self.epochs:
             self.say("the consumer began a new epoch: whatever Redis held before is void")
-        self.applied, self.epochs, self.problems = int(told["applied"]), int(told["epochs"]), told["problems"]
+        self.applied, self.epochs, self.lag = int(told["applied"]), int(told["epochs"]), int(told["lag"])
+        self.problems = told["problems"]
         return True
 
     def _on_service(self, name: str) -> Callable[[str], bool]:
         def on_line(line: str) -> bool:
             if not line.startswith("{"):
                 return False
-            self.staleness.read(name, json.loads(line))
+            told = json.loads(line)
+            self._is_open[name] = told["is_open"]
+            self.staleness.read(name, told)
             return True
 
         return on_line

@@ -21,6 +21,7 @@ from typing import Any, Final
 import confluent_kafka.cimpl
 
 BROKERS: Final = 3
+REBALANCE_DELAY_MS: Final = 100
 PRODUCER: Final = 0
 
 
@@ -44,6 +45,10 @@ class Cluster:
         # A mock without a controller lets every question about a topic's settings run into its time-out.
         with contextlib.suppress(AttributeError):
             self._call("rd_kafka_mock_set_controller_id", ctypes.c_int, self._cluster, ctypes.c_int32(1))
+        # A group waits this long for more members before its first rebalance, as real brokers do: three seconds.
+        with contextlib.suppress(AttributeError):
+            delay = "rd_kafka_mock_group_initial_rebalance_delay_ms"
+            self._call(delay, None, self._cluster, ctypes.c_int32(REBALANCE_DELAY_MS))
         self._call("rd_kafka_mock_topic_create", ctypes.c_int, self._cluster, topic.encode(), partitions, BROKERS)
 
     @property

@@ -24,6 +24,8 @@ OPEN_UNITS: LiteralString = """\
 SELECT count(*) FROM pg_stat_activity
 WHERE application_name LIKE 'relay worker%%' AND application_name LIKE %(instance)s AND backend_xid IS NOT NULL"""
 
+NEWEST: LiteralString = "SELECT id::bigint, version FROM relay.entity_version WHERE entity = 'account'"
+
 PARKED: LiteralString = "SELECT event_id::text FROM relay.parked"
 
 
@@ -60,6 +62,11 @@ class OutboxGauge:
         """The ids of parked events."""
         with connect(self._url, "relay demo", deadline_seconds=5) as connection:
             return {row[0] for row in connection.execute(PARKED).fetchall()}
+
+    def newest(self) -> dict[int, int]:
+        """The newest version of each account."""
+        with connect(self._url, "relay demo", deadline_seconds=5) as connection:
+            return {int(id_): int(version) for id_, version in connection.execute(NEWEST).fetchall()}
 
     def close(self) -> None:
         """Ends the thread. May be called twice."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 import uuid
 from collections import deque
@@ -20,8 +22,9 @@ from relay.demo import script
 from relay.demo.brokers import Brokers, GivenBrokers, MockBrokers
 from relay.demo.children import clean_environ
 from relay.demo.databases import Database, GivenDatabase, TemporaryDatabase
+from relay.demo.redis_servers import GivenRedis, RedisServer, TemporaryRedis
 from relay.demo.stage import Stage
-from relay.demo.verdict import NOBODY_READ, is_kept, judge, lines
+from relay.demo.verdict import NOBODY_READ, End, is_kept, judge, lines
 from relay.errors import ConfigError, RelayError
 
 LOG_MAX: Final = 200
@@ -56,10 +59,10 @@ class Program:
         at = time.monotonic() - self._started_at
         self._happened.append((at, text))
         if not self._quiet:
-            _print(f"{at:7.1f} s  {text}")
+            _print_line(at, text)
 
     def _set_the_stage(self, parts: ExitStack) -> Stage:
-        _print("relay demo: changes travel from an application to the caches of others while things break.\n")
+        _print("relay demo: changes reach the caches of others while things break.\n")
         with self._step() as done:
             database = self._database()
             parts.callback(database.close)
@@ -80,9 +83,13 @@ class Program:
             stage.start_application()
             done("an application, and a reader", "SQLAlchemy; a consumer")
         with self._step() as done:
-            redis_url = self._environ.get("RELAY_REDIS_URL", "")
-            stage.start_copies(redis_url)
-            done("Redis, a consumer, two services", "a given Redis" if redis_url else "temporary")
+            redis = self._redis()
+            parts.callback(redis.close)
+            # Before Redis is removed, whatever would still write to it.
+            parts.callback(stage.close)
+            stage.start_copies(redis)
+            remark = "temporary" if redis.can_flush else f"namespace {redis.namespace}"
+            done(f"{redis.label}, a consumer, two services", remark)
         _print("\n  Everything that was started or created here is removed at the end.\n")
         return stage
 
@@ -107,6 +114,10 @@ class Program:
         properties = load({"RELAY_CONFIG": os.devnull, **self._kafka_settings()}).kafka
         return GivenBrokers(f"relay-demo-{self._run}", properties)
 
+    def _redis(self) -> RedisServer:
+        url = self._environ.get("RELAY_REDIS_URL", "")
+        return GivenRedis(url, f"relay-demo-{self._run}") if url else TemporaryRedis()
+
     def _kafka_settings(self) -> dict[str, str]:
         """What the user set about Kafka, and nothing else."""
         return {name: value for name, value in self._environ.items() if name.startswith("RELAY_KAFKA_")}
@@ -129,7 +140,7 @@ class Program:
         finally:
             self._quiet = False
         for at, text in self._happened:
-            _print(f"{at:7.1f} s  {text}")
+            _print_line(at, text)
 
     def _pronounce(self, stage: Stage, left: int) -> int:
         try:
@@ -140,14 +151,22 @@ class Program:
             return 1
         _print("")
         reads = NOBODY_READ if stage.copies is None else stage.copies.figures()
-        for line in lines(verdict, stage.ledger, left=left, repeats_max=stage.repeats_max, reads=reads):
+        end = End(left, stage.behind, reads)
+        for line in lines(verdict, stage.ledger, end, repeats_max=stage.repeats_max):
             _print(line)
-        return 0 if is_kept(verdict, left, reads) else 1
+        return 0 if is_kept(verdict, end) else 1
 
 
 def _check_mark() -> str:
     encoding = (sys.stdout.encoding or "").lower()
     return "✓" if encoding.startswith("utf") else "ok"
+
+
+def _print_line(at: float, text: str) -> None:
+    """What happened, in a column of its own on a narrow terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    for line in textwrap.wrap(f"{at:7.1f} s  {text}", width, subsequent_indent=" " * 11):
+        _print(line)
 
 
 def _print(line: str) -> None:

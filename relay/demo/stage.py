@@ -2,7 +2,7 @@
 
 application ──▶ Postgres ──▶ relay a, relay b ──▶ Kafka ──▶ reader
      │                                              │         │
-     │                              consumer ◀──────┘         │
+     │                              consumer ◀──────┤         │
      │                                 └──▶ Redis ◀── services│
      └──────────────── journal ──▶ ledger ◀─────────┴─────────┘
 """
@@ -27,6 +27,7 @@ from relay.demo.databases import Database
 from relay.demo.ledger import Ledger
 from relay.demo.outbox_gauge import OutboxGauge
 from relay.demo.reader import Reader
+from relay.demo.redis_servers import RedisServer
 from relay.demo.relays import IN_FLIGHT_MAX, TAKEOVER_SECONDS, Relay
 from relay.errors import OperatorError, RelayError
 
@@ -36,6 +37,8 @@ EMPTY_SECONDS: Final = 30.0
 CATCH_ATTEMPTS: Final = 60
 STARTS_MAX: Final = 40
 DATABASE_AWAY_SECONDS: Final = 1.0
+CALM_AFTER_SECONDS: Final = 0.5
+NEWEST_SECONDS: Final = 5.0
 
 FAULTS: Final = ("kill", "freeze", "flush", "consumer", "brokers", "database")
 
@@ -52,8 +55,9 @@ class Stage:
         self.faults = dict.fromkeys(FAULTS, 0)
         self._crashing: threading.Thread | None = None
         self._frozen_at: float | None = None
-        self._finishing = False
-        self._last_fault_at: float | None = None
+        self._well_since: float | None = None
+        self.behind = 0
+        """Accounts that some service still read in an old version when everything was over; -1: nobody could tell."""
         self.relays: list[Relay] = []
         self.application: Child | None = None
         self.reader: Reader | None = None
@@ -100,20 +104,21 @@ class Stage:
                 raise OperatorError("RLY-604", f"the application did not start: {words}")
             time.sleep(0.02)
 
-    def start_copies(self, redis_url: str) -> None:
-        """Starts what reads: Redis, its consumer and two services.
+    def start_copies(self, redis: RedisServer) -> None:
+        """Starts what reads through copies: the consumer of Redis, and two services.
 
         Raises:
             OperatorError: a part did not start; carries what it said.
         """
         url = _for_sqlalchemy(self.database.url)
-        self.copies = Copies(self.brokers.client, self.brokers.topic, url, self.say, redis_url)
+        self.copies = Copies(self.brokers.client, self.brokers.topic, url, redis, self.say)
         self.copies.start()
 
     def tick(self) -> None:
         """Starts dead relays again, and tells when the frozen one has lost its lanes."""
         if self.copies is not None:
             self.copies.tick()
+            self._note_calm(self.copies)
         for relay in self.relays:
             relay.supervise()
             if relay.starts > STARTS_MAX:
@@ -160,7 +165,7 @@ class Stage:
         allowed = {
             "brokers": self.brokers.can_go_away,
             "database": self.database.can_crash,
-            "flush": self.copies is not None and self.copies.can_flush,
+            "flush": self.copies is not None and self.copies.redis.can_flush,
         }
         return [name for name in FAULTS if allowed.get(name, True)]
 
@@ -218,13 +223,14 @@ class Stage:
     def flush(self) -> None:
         """Empties Redis."""
         if self.copies is not None:
-            self.faults["flush"] += 1
+            self._count("flush", 0)
             self.copies.flush()
 
     def toggle_consumer(self) -> None:
         """Freezes the consumer, or lets it go on."""
         if self.copies is not None:
-            self.faults["consumer"] += not self.copies.is_frozen
+            if not self.copies.is_frozen:
+                self._count("consumer", 0)
             self.copies.toggle_consumer()
 
     def repair(self) -> None:
@@ -235,6 +241,8 @@ class Stage:
             self.toggle_brokers()
         if self._crashing is not None:
             self._crashing.join(60)
+        if self.copies is not None:
+            self.copies.repair()
 
     def finish(self) -> int:
         """Stops the writers, waits for an empty outbox, stops the relays, reads the rest; the events that are left.
@@ -245,6 +253,8 @@ class Stage:
         if self.application is not None:
             self.application.tell("stop")
             self.application.wait(10)
+        if self.copies is not None:
+            self.copies.staleness.end(time.time())
         left = self._await_empty()
         for relay in self.relays:
             code = relay.stop(15)
@@ -252,6 +262,9 @@ class Stage:
         if self.reader is not None and not self.reader.finish(20):
             self.say("the topic could not be read to its end")
         if self.copies is not None:
+            self.behind = -1
+            with contextlib.suppress(psycopg.Error, RelayError):
+                self.behind = self.copies.await_newest(self.gauge.newest(), NEWEST_SECONDS)
             self.copies.finish()
         return left
 
@@ -279,9 +292,23 @@ class Stage:
         return True
 
     def _count(self, fault: str, relays: int) -> None:
-        """Each fault may repeat what the relays that it hits have in flight, and no more."""
+        """A fault may repeat what the relays that it hits have in flight, and no more."""
         self.faults[fault] += 1
         self.repeats_max += IN_FLIGHT_MAX * relays
+        if self.copies is not None:
+            self.copies.staleness.turn(time.time(), is_calm=False)
+            self._well_since = None
+
+    def _note_calm(self, copies: Copies) -> None:
+        """Calm is when everything has been well for a while."""
+        now = time.monotonic()
+        if not self.is_well:
+            self._well_since = None
+            copies.staleness.turn(time.time(), is_calm=False)
+        elif self._well_since is None:
+            self._well_since = now
+        elif now - self._well_since > CALM_AFTER_SECONDS:
+            copies.staleness.turn(time.time(), is_calm=True)
 
     def _catch(self, relay: Relay) -> int:
         """Stops the relay while it has a unit open, so that the fault means something; leaves it stopped."""

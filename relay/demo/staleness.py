@@ -3,30 +3,73 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.demo.ledger import quantile
-
 SETTLE_SECONDS: Final = 1.0
 """The journal's lines come on another way than the reads: a read is judged when what it could have seen is known."""
-KEPT_MAX: Final = 200_000
+COUNTERS: Final = ("hits", "all", "loads", "saved")
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """How stale some reads were: 0 for those that got the newest committed version. Times in seconds, to the ms."""
+
+    reads: int = 0
+    fresh: float = 1.0
+    """The share of reads that got the newest committed version."""
+    p50: float | None = None
+    p99: float | None = None
+    worst: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFigures:
-    """Since the start. `fresh` is the share of reads that got the newest committed version; stale times in seconds."""
+    """Since the start."""
 
     reads: int = 0
     failed: int = 0
+    """Got neither a copy nor a row."""
+    marked: int = 0
+    """Got an old copy because the source failed, and were told so."""
     older: int = 0
+    """Got less than what had been applied, and were not told so: must be 0."""
     hit_rate: float = 0.0
     loads: int = 0
     saved: int = 0
-    fresh: float = 1.0
-    p99: float | None = None
-    worst: float = 0.0
+    calm: Stale = Stale()
+    """While nothing was broken."""
+    overall: Stale = Stale()
+
+
+class Histogram:
+    """Stale times by the millisecond: what a few minutes of reads take is small, and quantiles stay exact."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._reads = 0
+
+    def add(self, seconds: float) -> None:
+        """One read; 0 for a fresh one. The shortest time is a millisecond: a stale read stays one."""
+        self._reads += 1
+        self._counts[0 if seconds <= 0 else max(1, round(seconds * 1000))] += 1
+
+    def figures(self) -> Stale:
+        """As of now."""
+        if not self._reads:
+            return Stale()
+        wanted = [(name, int(self._reads * share)) for name, share in (("p50", 0.5), ("p99", 0.99))]
+        found: dict[str, float] = {}
+        passed = 0
+        for ms, count in sorted(self._counts.items()):
+            passed += count
+            while wanted and passed > wanted[0][1]:
+                found[wanted.pop(0)[0]] = ms / 1000
+        fresh = self._counts[0] / self._reads
+        return Stale(self._reads, fresh, found["p50"], found["p99"], max(self._counts) / 1000)
 
 
 class Staleness:
@@ -37,12 +80,14 @@ class Staleness:
         self._lock = threading.Lock()
         self._commits: dict[tuple[int, int], float] = {}
         self._waiting: deque[tuple[int, int, float]] = deque()
-        self._stale: list[float] = []
-        self._judged = self._reads = self._failed = self._older = 0
-        self._worst = 0.0
-        self._counters: dict[str, dict[str, float]] = {}
+        self._newest: dict[str, dict[int, int]] = {}
+        self._turns: list[tuple[float, bool]] = []
+        self._ended_at = float("inf")
+        self._calm, self._overall = Histogram(), Histogram()
+        self._reads = self._failed = self._marked = self._older = 0
+        self._counters: dict[str, Mapping[str, float]] = {}
 
-    def wrote(self, line: dict[str, Any]) -> None:
+    def wrote(self, line: Mapping[str, Any]) -> None:
         """One transaction of the application's journal. A commit of unknown outcome proves nothing."""
         if line["outcome"] != "committed":
             return
@@ -50,14 +95,32 @@ class Staleness:
             for _, key, version, _ in line["events"]:
                 self._commits[int(key.rpartition(":")[2]), version] = line["at"]
 
-    def read(self, service: str, line: dict[str, Any]) -> None:
+    def read(self, service: str, line: Mapping[str, Any]) -> None:
         """What a service says."""
         with self._lock:
             self._waiting.extend(tuple(each) for each in line["reads"])
+            self._newest.setdefault(service, {}).update((id_, version) for id_, version, _ in line["reads"])
             self._reads += len(line["reads"])
             self._older += line["older"]
+            self._marked += line["marked"]
             self._failed += line["failed"]
-            self._counters[service] = {name: line[name] for name in ("hits", "all", "loads", "saved")}
+            self._counters[service] = {name: line[name] for name in COUNTERS}
+
+    def turn(self, at: float, *, is_calm: bool) -> None:
+        """From now on something is broken, or nothing is."""
+        with self._lock:
+            if not self._turns or self._turns[-1][1] != is_calm:
+                self._turns.append((at, is_calm))
+
+    def end(self, at: float) -> None:
+        """Nobody writes any more: what is read from now on is fresh without any merit, and not judged."""
+        with self._lock:
+            self._ended_at = at
+
+    def behind(self, newest: Mapping[int, int]) -> int:
+        """How many accounts were older, in the last read of some service, than these versions."""
+        with self._lock:
+            return sum(seen.get(id_, 0) < version for seen in self._newest.values() for id_, version in newest.items())
 
     @property
     def services(self) -> set[str]:
@@ -69,32 +132,37 @@ class Staleness:
         """The state of now, in wall-clock seconds."""
         with self._lock:
             self._judge(now - SETTLE_SECONDS)
-            totals = {
-                name: sum(each[name] for each in self._counters.values()) for name in ("hits", "all", "loads", "saved")
-            }
-            stale = len(self._stale)
-            # Only the stale ones are kept; the fresh ones come first in the order, with nothing.
-            rank = int(self._judged * 0.99) - (self._judged - stale)
-            ordered = sorted(self._stale)
-            p99 = None if not self._judged else 0.0 if rank < 0 else quantile(ordered, rank / max(1, stale))
+            counters = self._counters.values()
+            hits, reads, loads, saved = (sum(each[name] for each in counters) for name in COUNTERS)
             return ReadFigures(
-                self._reads,
-                self._failed,
-                self._older,
-                totals["hits"] / totals["all"] if totals["all"] else 0.0,
-                int(totals["loads"]),
-                int(totals["saved"]),
-                1 - stale / self._judged if self._judged else 1.0,
-                p99,
-                self._worst,
+                reads=self._reads,
+                failed=self._failed,
+                marked=self._marked,
+                older=self._older,
+                hit_rate=hits / reads if reads else 0.0,
+                loads=int(loads),
+                saved=int(saved),
+                calm=self._calm.figures(),
+                overall=self._overall.figures(),
             )
 
     def _judge(self, until: float) -> None:
-        while self._waiting and (self._waiting[0][2] < until):
+        while self._waiting and self._waiting[0][2] < until:
             id_, version, began = self._waiting.popleft()
-            self._judged += 1
-            next_at = self._commits.get((id_, version + 1))
-            if next_at is not None and next_at < began:
-                self._worst = max(self._worst, began - next_at)
-                if len(self._stale) < KEPT_MAX:
-                    self._stale.append(began - next_at)
+            if began > self._ended_at:
+                continue
+            seconds = max(0.0, began - self._replaced_at(id_, version))
+            self._overall.add(seconds)
+            if self._was_calm(began):
+                self._calm.add(seconds)
+
+    def _replaced_at(self, id_: int, version: int) -> float:
+        """When the next version was committed, as far as the journal tells: unknown outcomes are passed over."""
+        for later in (version + 1, version + 2):
+            if (id_, later) in self._commits:
+                return self._commits[id_, later]
+        return float("inf")
+
+    def _was_calm(self, at: float) -> bool:
+        before = bisect_right(self._turns, at, key=lambda turn: turn[0])
+        return before > 0 and self._turns[before - 1][1]

@@ -14,6 +14,7 @@ from rich.text import Text
 from relay.demo.ledger import in_words
 from relay.demo.relays import Relay
 from relay.demo.stage import Stage
+from relay.demo.staleness import Stale
 from relay.terminal import key, raw_keys
 
 FRAME_SECONDS: Final = 0.2
@@ -52,7 +53,7 @@ class View:
         if fault is None:
             return
         if fault not in self._stage.possible:
-            owners = {"brokers": self._stage.brokers.label, "flush": "Redis"}
+            owners = {"brokers": self._stage.brokers.label, "flush": "your Redis"}
             owner = owners.get(fault, self._stage.database.label)
             self._stage.say(f"{owner} is not ours to break: unset its variable to see that")
             return
@@ -76,10 +77,10 @@ class View:
             self._figures(),
             Text(),
             self._relays(),
-            self._copies(),
+            *self._copies(),
             Text(),
         ]
-        rows = max(3, self._console.height - 18)
+        rows = max(3, self._console.height - 17)
         return Group(*head, *self._log(rows), Text(), self._help())
 
     def _title(self) -> Table:
@@ -131,20 +132,26 @@ class View:
             table.add_row(*_relay_row(relay))
         return table
 
-    def _copies(self) -> Text:
-        """What the readers get, in two lines."""
+    def _copies(self) -> list[Text]:
+        """The consumer, and what the services read."""
         copies = self._stage.copies
         if copies is None:
-            return Text("\n")
+            return [Text(), Text(), Text()]
         now = copies.figures()
         state = "frozen" if copies.is_frozen else ", ".join(copies.problems) or "working"
-        line = Text(" ● ", style="green" if copies.is_well else "cyan" if copies.is_frozen else "red")
-        line.append(f"consumer {state}, {copies.applied:,} applied, epoch {copies.epochs}", style="")
-        line.append("\n   ")
-        stale = "" if now.p99 is None else f", stale p99 {in_words(now.p99)}"
-        line.append(f"2 services: {now.reads:,} reads, {now.hit_rate:.1%} cached, {now.saved:,} loads saved{stale}, ")
-        line.append(f"too old {now.older}", style="bold red" if now.older else "green")
-        return line
+        color = "cyan" if copies.is_frozen else "red" if copies.problems else "green"
+        consumer = Text(" ● ", style=color)
+        consumer.append("consumer", style="default")
+        consumer.append(f"  {state:<11}", style=color)
+        behind = "" if copies.is_frozen else f"{copies.lag:,} behind, "
+        consumer.append(f"  {copies.applied:,} applied, {behind}epoch {copies.epochs}", style="default")
+        services = Text(" ● ", style="green" if copies.is_open else "yellow")
+        reads = f"services  {now.reads:,} reads, {now.hit_rate:.1%} from copies, {now.saved:,} loads saved, "
+        services.append(reads, style="default")
+        services.append(f"too old {now.older}", style="bold red" if now.older else "green")
+        stale = Text(f"   stale     {_stale(now.overall)}")
+        stale.append(f"    while calm: {_stale(now.calm)}", style="dim")
+        return [consumer, services, stale]
 
     def _log(self, rows: int) -> list[Text]:
         newest = list(self._happened)[-rows:]
@@ -156,17 +163,18 @@ class View:
     def _help(self) -> Text:
         stage = self._stage
         names = {
-            "k": "kill",
-            "z": "thaw" if stage.frozen else "freeze",
+            "k": "kill relay",
+            "z": "thaw relay" if stage.frozen else "freeze relay",
             "b": "brokers " + ("away" if stage.brokers.is_up else "back"),
-            "d": "crash DB",
+            "d": "crash Postgres",
             "r": "flush Redis",
-            "c": "thaw" if stage.copies is not None and stage.copies.is_frozen else "stop consumer",
+            "c": "thaw consumer" if stage.copies is not None and stage.copies.is_frozen else "freeze consumer",
             "q": "quit",
         }
-        line = Text(" ")
+        line = Text()
         for pressed, name in names.items():
             allowed = KEYS.get(pressed, "kill") in stage.possible
+            line.append("\n " if pressed == "r" else " ")
             line.append(f"[{pressed}]", style="bold" if allowed else "dim strike")
             line.append(f" {name} ", style="" if allowed else "dim strike")
         return line
@@ -193,6 +201,12 @@ def _delays(p50: float | None, p99: float | None) -> Text:
     if p50 is None or p99 is None:
         return Text("to the reader: nothing lately", style="dim")
     return Text(f"to reader p50 {in_words(p50)} p99 {in_words(p99)}")
+
+
+def _stale(stale: Stale) -> str:
+    if stale.p50 is None or stale.p99 is None:
+        return "not known yet"
+    return f"p50 {in_words(stale.p50)} p99 {in_words(stale.p99)}"
 
 
 def _right(text: str) -> Text:

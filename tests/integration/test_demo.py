@@ -22,12 +22,20 @@ from pathlib import Path
 import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
+from redis import Redis
 
+from relay.cache import Read, RedisShared
+from relay.cache.tiers import Bump
+from relay.core.names import record_name
 from relay.demo.databases import TemporaryDatabase
 from relay.demo.history import Record, digest
 from relay.demo.ledger import Ledger
-from relay.demo.verdict import is_kept, judge, lines
-from relay.errors import ConfigError
+from relay.demo.redis_servers import GivenRedis, TemporaryRedis
+from relay.demo.service import Floors, Tally
+from relay.demo.staleness import ReadFigures
+from relay.demo.verdict import End, is_kept, judge, lines
+from relay.errors import ConfigError, UnreachableError
+from tests.support.redis import fresh_namespace
 from tests.support.relay_process import eventually
 
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -89,11 +97,13 @@ class Demo:
         return code
 
     def family(self) -> list[str]:
-        """Every process that carries the mark in its environment."""
+        """Every process that carries the mark in its environment, or writes into our folder: Redis overwrites its own
+        environment with a title."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if self.mark.encode() in (entry / "environ").read_bytes():
+                is_marked = self.mark.encode() in (entry / "environ").read_bytes()
+                if is_marked or str((entry / "fd" / "1").readlink()).startswith(str(self.folder)):
                     found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         return found
 
@@ -132,18 +142,27 @@ def start():
         demo.close()
 
 
-def test_without_a_terminal_it_plays_all_four_faults_and_nothing_is_lost(start):
+def test_without_a_terminal_it_plays_all_faults_and_nothing_is_lost_or_too_old(start):
     demo = start()
     code = demo.end()
     assert code == 0, demo.text
     assert "verdict: OK. Nothing lost, nothing reordered" in demo.text
     for fault in ("kill -9 relay", "is frozen", "all three brokers are gone", "kill -9 for Postgres"):
         assert fault in demo.text, demo.text
+    for fault in ("FLUSHALL: Redis is closed", "the consumer is frozen"):
+        assert fault in demo.text, demo.text
     for recovery in ("started again", "thaws", "the brokers are back", "Postgres has recovered"):
         assert recovery in demo.text, demo.text
+    for recovery in ("the consumer began a new epoch", "the consumer thaws"):
+        assert recovery in demo.text, demo.text
     assert re.search(r"^  lost +0$", demo.text, re.M)
-    assert int(re.search(r"^  written +([\d,]+)", demo.text, re.M)[1].replace(",", "")) > 1000
+    assert figure(demo.text, "written") > 1000
+    assert figure(demo.text, "reads") > 1000
+    assert figure(demo.text, "too old") == 0
+    assert figure(demo.text, "overall") > figure(demo.text, "calm") > 0
+    assert re.search(r"newest; stale p50 [\d.]+ m?s, p99 [\d.]+ m?s, max", demo.text)
     assert max(map(len, demo.text.splitlines())) <= 100
+    assert max(map(len, demo.text[demo.text.index("  written ") :].splitlines())) <= 80
     assert demo.left_behind() == []
 
 
@@ -161,6 +180,9 @@ def test_on_a_terminal_keys_break_things_and_q_brings_the_verdict(start):
         (b"b", "all three brokers are gone"),
         (b"b", "the brokers are back"),
         (b"d", "Postgres has recovered"),
+        (b"r", "the consumer began a new epoch"),
+        (b"c", "the consumer is frozen"),
+        (b"c", "the consumer thaws"),
     ):
         os.write(screen, key)
         demo.await_text(effect)
@@ -183,7 +205,8 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(start):
     demos = {number: start("--script") for number in codes}
     for number, demo in demos.items():
         demo.await_text(r"kill -9 relay")
-        assert len(demo.family()) > 5
+        assert len(demo.family()) > 8
+        assert any("redis-server" in each for each in demo.family())
         demo.send(number)
     assert {number: demo.end() for number, demo in demos.items()} == codes
     assert {number: demo.left_behind() for number, demo in demos.items()} == {number: [] for number in codes}
@@ -198,16 +221,27 @@ def test_ctrl_c_while_it_starts_leaves_nothing_behind(start):
     assert demo.left_behind() == []
 
 
-def test_a_given_server_and_a_given_cluster_are_used_gently_and_left_clean(start, pg, kafka):
-    """Neither is ours to break. An event that is removed by hand from the outbox of the one demo is called lost.
+def figure(text: str, name: str) -> int:
+    """The number beside a name of the verdict."""
+    found = re.search(rf"^  {name} +([\d,]+)", text, re.M)
+    assert found is not None, text
+    return int(found[1].replace(",", ""))
+
+
+def test_a_given_server_cluster_and_redis_are_used_gently_and_left_clean(start, pg, kafka, redis_server):
+    """None of them is ours to break. An event that is removed by hand from the outbox of the one demo is called lost.
 
     A cluster that cannot be reached is one line and exit code 3.
     """
     on_server = start("--script", RELAY_DATABASE_URL=pg.dsn())
-    on_cluster = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap)
+    client = Redis.from_url(redis_server.url)
+    client.set("somebody's", "key")
+    on_cluster = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap, RELAY_REDIS_URL=redis_server.url)
     on_nothing = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     on_cluster.await_text("topic relay-demo-")
     topic = re.search(r"relay-demo-[0-9a-f]+", on_cluster.text)[0]
+    on_cluster.await_text("the consumer is frozen")
+    assert client.keys(f"relay:{{{topic}}}:r:account:*"), "the copies have a namespace that is named as the topic"
     on_server.await_text("all three brokers are gone")
     time.sleep(1)
     name = _demo_databases(pg)[0]
@@ -215,7 +249,7 @@ def test_a_given_server_and_a_given_cluster_are_used_gently_and_left_clean(start
         newest = "DELETE FROM relay.outbox WHERE id = (SELECT max(id) FROM relay.outbox)"
         assert connection.execute(newest).rowcount == 1
     assert on_server.end() == 1, on_server.text
-    assert "verdict: BROKEN. lost." in on_server.text
+    assert "verdict: BROKEN. lost" in on_server.text
     assert re.search(r"^  lost +1$", on_server.text, re.M)
     assert "kill -9 for Postgres" not in on_server.text
     assert _demo_databases(pg) == []
@@ -223,19 +257,53 @@ def test_a_given_server_and_a_given_cluster_are_used_gently_and_left_clean(start
     assert on_cluster.end() == 0, on_cluster.text
     assert "verdict: OK" in on_cluster.text
     assert "brokers are gone" not in on_cluster.text
+    assert "FLUSHALL" not in on_cluster.text
     assert on_cluster.left_behind() == []
+    assert client.keys(f"*{topic}*") == []
+    assert client.getdel("somebody's") == b"key"
     assert on_nothing.end() == 3
     assert "RLY-304" in on_nothing.text
     assert "Traceback" not in on_nothing.text
     assert on_nothing.left_behind() == []
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     eventually(lambda: topic not in admin.list_topics(timeout=30).topics, what="the topic to be gone")
+    groups = admin.list_consumer_groups(request_timeout=30).result(30).valid
+    assert not [group.group_id for group in groups if topic in group.group_id]
 
 
-def test_a_missing_wheel_is_one_line_with_the_fix(monkeypatch):
-    monkeypatch.setattr("relay.demo.postgres.importlib.util.find_spec", lambda _name: None)
+@pytest.mark.parametrize(("module", "start_one"), [("postgres", TemporaryDatabase), ("redis", TemporaryRedis)])
+def test_a_missing_wheel_is_one_line_with_the_fix(monkeypatch, module, start_one):
+    monkeypatch.setattr(f"relay.demo.{module}.importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"RLY-208.*pip install 'relay\[demo\]'"):
-        TemporaryDatabase()
+        start_one()
+
+
+def test_a_given_redis_that_does_not_answer_is_named_without_its_password():
+    with pytest.raises(UnreachableError, match="RLY-305") as caught:
+        GivenRedis("redis://:secret@127.0.0.1:1/0", "ns")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="RLY-203") as refused:
+        GivenRedis("http://:secret@127.0.0.1/0", "ns")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_read_below_what_was_applied_is_counted_even_after_a_flush(redis_server):
+    """Unless it says so itself. What was applied is noted past the cache, and a flush does not forget it."""
+    namespace = fresh_namespace()
+    shared = RedisShared.from_url(redis_server.url, namespace=namespace)
+    shared.open("test", [])
+    shared.apply([Bump(record_name("account", "1"), 7, unknown=False)], [], [])
+    floors = Floors(redis_server.url, namespace, None)
+    assert floors.look(1) == (0, 7)
+    shared.open("flushed", [])
+    Redis.from_url(redis_server.url).delete(f"relay:{{{namespace}}}:{record_name('account', '1')}")
+    in_process, behind_it = floors.look(1)
+    assert (in_process, behind_it) == (0, 7)
+    tally = Tally()
+    for version, is_stale in ((6, False), (6, True), (7, False)):
+        tally.add(1, Read(None, version, "shared", None, None, is_stale), 1.0, behind_it)
+    told = tally.take()
+    assert (told["older"], told["marked"], len(told["reads"])) == (1, 1, 3)
 
 
 def _ledger(order: list[int], *, read: list[int]) -> Ledger:
@@ -255,7 +323,7 @@ def _ledger(order: list[int], *, read: list[int]) -> Ledger:
     ("read", "repeats_max", "left", "kept", "says"),
     [
         ([1, 2, 3], 0, 0, True, "OK. Nothing lost, nothing reordered, nothing repeated"),
-        ([1, 2, 1, 2, 3], 5, 0, True, "2 repeated within the bound"),
+        ([1, 2, 1, 2, 3], 5, 0, True, "2 repeated."),
         ([1, 2], 5, 0, False, "BROKEN. lost"),
         ([1, 3, 2], 5, 0, False, "BROKEN. reordered"),
         ([1, 2, 3, 2, 3], 0, 0, False, "BROKEN. beyond_bound"),
@@ -267,8 +335,25 @@ def _ledger(order: list[int], *, read: list[int]) -> Ledger:
 def test_the_verdict_is_ok_only_if_nothing_is_wrong(read, repeats_max, left, kept, says):
     ledger = _ledger([1, 2, 3], read=read)
     verdict = judge(ledger, repeats_max=repeats_max)
-    assert is_kept(verdict, left) is kept
-    assert says in lines(verdict, ledger, left=left, repeats_max=repeats_max)[-1]
+    assert is_kept(verdict, End(left)) is kept
+    assert says in lines(verdict, ledger, End(left), repeats_max=repeats_max)[-1]
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (End(reads=ReadFigures(reads=5)), "OK. Nothing lost, nothing reordered, nothing repeated, no copy too old."),
+        (End(reads=ReadFigures(reads=5, marked=2, failed=1)), "OK."),
+        (End(reads=ReadFigures(reads=5, older=1)), "BROKEN. read too old"),
+        (End(reads=ReadFigures(reads=5), behind=1), "BROKEN. copies not the newest"),
+        (End(reads=ReadFigures(reads=5), behind=-1), "BROKEN. copies not the newest"),
+    ],
+)
+def test_one_read_that_is_too_old_or_one_copy_that_stays_old_breaks_the_verdict(end, says):
+    ledger = _ledger([1, 2, 3], read=[1, 2, 3])
+    verdict = judge(ledger, repeats_max=0)
+    assert is_kept(verdict, end) is says.startswith("OK")
+    assert says in lines(verdict, ledger, end, repeats_max=0)[-1]
 
 
 def _demo_databases(pg) -> list[str]:
