@@ -226,7 +226,8 @@ def test_a_command_without_its_right_says_which_and_how_to_get_it(dsn_of, owner)
     said = relay("parked", "retry", "1", settings={"RELAY_DATABASE_URL": dsn_of("relay")})
     assert said.returncode == 1
     assert said.stderr == (
-        "RLY-501: the database role lacks a right on function unpark. Fix: run the SQL that `relay db grants` prints\n"
+        "RLY-501: the database role lacks a right on function unpark."
+        " Fix: run the SQL that `relay db grants` prints for it\n"
     )
 
 
