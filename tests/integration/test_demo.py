@@ -240,7 +240,7 @@ def test_a_given_server_cluster_and_redis_are_used_gently_and_left_clean(start, 
     on_nothing = start("--script", RELAY_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     on_cluster.await_text("topic relay-demo-")
     topic = re.search(r"relay-demo-[0-9a-f]+", on_cluster.text)[0]
-    on_cluster.await_text("the consumer is frozen")
+    on_cluster.await_text("is frozen")
     assert client.keys(f"relay:{{{topic}}}:r:account:*"), "the copies have a namespace that is named as the topic"
     on_server.await_text("all three brokers are gone")
     time.sleep(1)
