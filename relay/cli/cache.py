@@ -105,7 +105,7 @@ def verify(
     reveal: bool,
     as_json: bool,
 ) -> None:
-    """Compare what readers are given with the database, and say how many nines that supports.
+    """Compare what readers are given with the database, in nines.
 
     Samples events, records and reads; each suspect is confirmed by a read of the primary before it counts. Exit code 1
     if any copy was stale for longer than the largest scale, or newer than the database. Changes nothing. The database

@@ -158,10 +158,17 @@ def log_events() -> str:
     return table(("event", "level", "fields"), rows)
 
 
+def members(group: click.Group) -> dict[str, click.Command]:
+    """The commands of a group, also of one that imports them when they are asked for."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 def commands(group: click.Command = cli, path: str = "relay") -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, by its path."""
     if isinstance(group, click.Group):
-        for name, command in group.commands.items():
+        for name, command in members(group).items():
             yield from commands(command, f"{path} {name}")
     else:
         yield path, group

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from relay.cli.completion import SHELLS
 from relay.cli.main import cli
-from tests.support.documents import commands
+from tests.support.documents import commands, members
 
 GROUPS = {"relay": cli} | {
-    f"relay {name}": command for name, command in cli.commands.items() if isinstance(command, click.Group)
+    f"relay {name}": command for name, command in members(cli).items() if isinstance(command, click.Group)
 }
 ACTS = {"relay demo", "relay run", "relay db sql", "relay db grants", "relay completion"}
 """They do something, or print something that is for another program as it is."""

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from relay.cli.main import cli
-from tests.support.documents import DOCS, MARKED, ROOT, documents
+from tests.support.documents import DOCS, MARKED, ROOT, documents, members
 
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(relay [^`\n]+(?:\n[^`\n]+)?)`")
@@ -32,8 +32,9 @@ def check(command: str) -> None:
             options = {name for parameter in at.params for name in parameter.opts} | {"--help", "--version"}
             assert word.partition("=")[0] in options, command
         elif isinstance(at, click.Group):
-            assert word in at.commands, command
-            at = at.commands[word]
+            found = members(at)
+            assert word in found, command
+            at = found[word]
 
 
 @pytest.mark.parametrize("file", documents(), ids=lambda file: str(file.relative_to(ROOT)))

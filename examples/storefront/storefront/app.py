@@ -38,20 +38,20 @@ class ProductState(BaseModel):
     price: Decimal = Field(gt=0)
 
 
-@app.put("/products/{id}")
-async def put_product(id: int, given: ProductState) -> dict[str, Any]:
+@app.put("/products/{key}")
+async def put_product(key: int, given: ProductState) -> dict[str, Any]:
     """Writes a product and its event in one transaction."""
     async with sessions() as session, session.begin():
         if (reads := current_session()) is not None:
             wrote_on_commit(session, reads)
-        await session.merge(Product(id=id, **given.model_dump()))
-    return {"id": id}
+        await session.merge(Product(id=key, **given.model_dump()))
+    return {"id": key}
 
 
-@app.get("/products/{id}")
-async def get_product(id: int) -> dict[str, Any]:
+@app.get("/products/{key}")
+async def get_product(key: int) -> dict[str, Any]:
     """From the nearest copy that this client may see."""
-    found = await product.read(id)
+    found = await product.read(key)
     if found.value is None:
         raise HTTPException(404)
     return {**found.value, "version": found.version, "from": found.tier}

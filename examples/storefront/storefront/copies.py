@@ -32,10 +32,10 @@ cache = AsyncCache(
 
 
 @cache.entity("product", **presets.user_profile())
-async def product(id: int, need: Need) -> Versioned[dict[str, Any] | None]:
-    """A product as the API shows it. Row and version are of one statement; with a replica, `need` says when it will not do."""
+async def product(key: int, need: Need) -> Versioned[dict[str, Any] | None]:
+    """A product as the API shows it. With a replica at hand, `need` would say when it will not do."""
     async with sessions() as session:
-        row = await get_versioned(session, Product, id)
+        row = await get_versioned(session, Product, key)
     return Versioned(None if row.value is None else shown(row.value), row.version, row.cacheable)
 
 
