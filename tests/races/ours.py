@@ -1,4 +1,5 @@
-"""Relay in a race: two processes with both tiers, and events that take the consumer's way into them."""
+"""Relay in a race: two processes with a process tier and a shared one, or the shared one alone, which each have to be
+right without the other; and events that take the consumer's way into them."""
 
 from __future__ import annotations
 
@@ -25,16 +26,16 @@ class Relay:
 
     name = "Relay"
 
-    def __init__(self, source: Source, redis: EmbeddedRedis, namespace: str) -> None:
-        self._source, self._redis = source, redis
+    def __init__(self, source: Source, redis: EmbeddedRedis, namespace: str, *, with_local: bool = True) -> None:
+        self._source, self._redis, self._with_local = source, redis, with_local
         self._tier = RedisShared.from_url(redis.url, namespace, timeout_seconds=PATIENCE_SECONDS)
         self._offset = 0
         self._tier.open("the race begins", [Position(TOPIC, 0, 0, 0)])
         self._processes = [self._process(namespace) for _ in range(2)]
 
-    def _process(self, namespace: str) -> tuple[Cache, Local, Any]:
+    def _process(self, namespace: str) -> tuple[Cache, Local | None, Any]:
         shared = RedisShared.from_url(self._redis.url, namespace, timeout_seconds=PATIENCE_SECONDS)
-        local = Local(ttl=3600)
+        local = Local(ttl=3600) if self._with_local else None
         cache = Cache("races", local=local, shared=shared)
 
         @cache.entity(ENTITY, hard_ttl=3600)
@@ -61,7 +62,7 @@ class Relay:
         applied = self._apply(effects, events=1)
         assert applied.epoch is not None
         assert not applied.lost
-        for _, local, _ in self._processes:
+        for local in self._locals():
             local.apply(change.entity, change.id, change.version)
 
     def write_through(self, value: str, version: int) -> None:
@@ -77,14 +78,15 @@ class Relay:
 
     def evict(self) -> None:
         assert self._redis.say(f"DEL {self._tier.commands.prefix}r:{ENTITY}:{ID}").startswith(":")
-        self._forget_locally()
+        for local in self._locals():
+            local.void(local.space(ENTITY))
 
     def flush(self) -> None:
         """The consumer notices by its heartbeat, and begins a new epoch; so do the feeds, which close and open."""
         self._redis.flush()
         assert self._apply(Effects(), events=0).epoch is None
         self._tier.open("closed", [Position(TOPIC, 0, self._offset, self._offset)])
-        for _, local, _ in self._processes:
+        for local in self._locals():
             local.open(local.close("a new epoch has begun"))
 
     def close(self) -> None:
@@ -99,6 +101,5 @@ class Relay:
         self._offset += events
         return self._tier.apply(effects.bumps(), (), [position])
 
-    def _forget_locally(self) -> None:
-        for _, local, _ in self._processes:
-            local.void(local.space(ENTITY))
+    def _locals(self) -> list[Local]:
+        return [local for _, local, _ in self._processes if local is not None]

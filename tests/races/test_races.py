@@ -21,10 +21,12 @@ def server():
         yield own
 
 
+@pytest.mark.parametrize("with_local", [False, True], ids=["shared", "both tiers"])
 @pytest.mark.parametrize("place", RACES, ids=lambda place: place.race.__name__)
-def test_relay_is_right_after_every_race_that_was_played(server, namespace, place):
-    """No race leaves a stale copy in either tier, on a real Redis."""
-    assert play(place.race, lambda source: Relay(source, server, namespace)) == EXPECTED[place.race.__name__]
+def test_relay_is_right_after_every_race_that_was_played(server, namespace, place, with_local):
+    """No race leaves a stale copy in the shared tier, nor in the process tier before it, on a real Redis."""
+    outcome = play(place.race, lambda source: Relay(source, server, namespace, with_local=with_local))
+    assert outcome == EXPECTED[place.race.__name__]
 
 
 def test_the_document_says_of_relay_what_is_played():
