@@ -38,6 +38,8 @@ FACES = (
     {"face": "async", "with_feed": True},
     {"face": "sync", "with_feed": False},
 )
+PATIENCE = {"session.timeout.ms": 3000}
+"""On a busy machine members would be thrown out all the time; frozen ones still are."""
 PER_SECOND = 100
 """Reads of each reader, of which every twentieth is of fifty items."""
 
@@ -55,7 +57,9 @@ class Readers:
                       "namespace": NAMESPACE, "count": count, "per_second": PER_SECOND}  # fmt: skip
         group = fresh_group()
         self.consumers = [
-            ConsumerProcess(bootstrap=bootstrap, topic=topic, group=group, redis=redis.url, namespace=NAMESPACE)
+            ConsumerProcess(
+                bootstrap=bootstrap, topic=topic, group=group, redis=redis.url, namespace=NAMESPACE, properties=PATIENCE
+            )
             for _ in range(2)
         ]
         self.services: list[Child] = []

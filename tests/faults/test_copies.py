@@ -45,7 +45,7 @@ ITEMS = 2000
 SCALES = (1.0, 10.0, 60.0)
 TURN_SECONDS = 0.02
 WALK_SECONDS = 1.0
-QUIET_SECONDS = 90.0
+QUIET_SECONDS = 180.0
 """After the last fault, until everything has to be right."""
 
 SETTINGS = {
