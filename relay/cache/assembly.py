@@ -12,17 +12,17 @@ from functools import update_wrapper
 from typing import Any, Final
 from weakref import WeakSet
 
+from relay.cache.arguments import digest_of_arguments
 from relay.cache.callables import Stats
 from relay.cache.codecs import JsonCodec
 from relay.cache.heat import Heat
 from relay.cache.local import Local
-from relay.cache.numbers import EVICTIONS, LOCAL_ENTRIES, READS, TIER_OPEN, Numbers, Recorder, Sample
+from relay.cache.numbers import BREAKER_OPEN, EVICTIONS, LOCAL_ENTRIES, READS, TIER_OPEN, Numbers, Recorder, Sample
 from relay.cache.plan import Plan
 from relay.cache.reader import BYPASS, BYPASSES, Reader, Target
 from relay.cache.server_clock import ServerClock
 from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings
-from relay.core.arguments import digest_of_arguments
 from relay.core.names import derived_name, record_name, stamp_name, versioned_prefix
 from relay.core.policy import Session
 from relay.errors import CacheError
@@ -192,6 +192,10 @@ class Assembly:
                 yield Sample(READS, (reader.plan.name, "local", "hit"), reader.space.hits)
             if reader.has_shared:
                 yield Sample(READS, (reader.plan.name, "shared", "hit"), reader.shared_hits)
+        # The tiers of each face are their own; whichever has a breaker has it under this name.
+        breaker = getattr(getattr(self, "shared", None), "breaker", None)
+        if breaker is not None:
+            yield Sample(BREAKER_OPEN, ("shared",), float(breaker.is_open))
         if self.local is not None:
             size = self.local.size()
             yield Sample(LOCAL_ENTRIES, (), size.entries)
@@ -205,6 +209,8 @@ class Assembly:
             reader.bulkhead.reset()
         for heat in self._heats:
             heat.reset()
+        if isinstance(self.recorder, Numbers):
+            self.recorder.after_fork()
 
 
 def _after_fork() -> None:

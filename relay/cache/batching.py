@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from relay.cache.effects import Lead, Load, Look, Steps, TakeLease, Together
 from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
+from relay.cache.glancing import Found
 from relay.cache.loading import checked, enter, leave, too_old
 from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
-from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
+from relay.cache.reader import BYPASS, Reader, Sight, Target
 from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
@@ -59,15 +61,17 @@ def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) 
         together = {id_: key for id_, key in keys.items() if wants[id_] >= 0} if alone else keys
     batch = Batch(reader, reader.target, True, policy, wants, reader.mark(), {})
     found = batch.found
-    yield from _through(batch, together)
+    is_ordered = yield from _through(batch, together)
     if alone:
         steps = [direct(reader, reader.target(id_), max(wants.get(id_, 0), 0)) for id_ in alone]
         loaded = yield Together(steps)
         found.update(zip(alone, loaded, strict=True))
+        for one in loaded:
+            reader.served(one, "off" if is_bypassed or reader.is_off else "miss")
     if wants and session is not None:
         for id_, one in found.items():
             session.observe(reader.plan.name, keys[id_], one.version)
-    return found if len(found) == len(keys) and not alone else {id_: found[id_] for id_ in keys}
+    return found if is_ordered and not alone else {id_: found[id_] for id_ in keys}
 
 
 def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], policy: Policy) -> Steps[dict[Any, Found]]:
@@ -78,19 +82,22 @@ def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], polic
     return batch.found
 
 
-def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[None]:
+def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[bool]:
+    """Returns whether all were found by one look, and so in the order of the keys."""
     reader = batch.reader
     if reader.local is not None:
         keys = yield from _from_process(batch, keys)
     if not keys:
-        return
+        return False
     left = yield from _look(batch, keys)
+    is_ordered = not left and reader.local is None
     if left and reader.load_many is not None:
         left = yield from _load_together(reader, reader.load_many, left, batch.found)
     if left:
         steps = [through(reader, one.target, batch.wants.get(id_, 0), batch.policy, one) for id_, one in left.items()]
         loaded = yield Together(steps)
         batch.found.update(zip(left, loaded, strict=True))
+    return is_ordered
 
 
 def _from_process(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, str]]:
@@ -116,19 +123,20 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
     """One look for all of them. Returns those that are to be loaded."""
     reader, policy, wants, found = batch.reader, batch.policy, batch.wants, batch.found
     page = yield from _page(batch, keys)
-    epoch, glance = page.epoch, reader.glance
-    glancing = None if epoch is None or reader.local is not None else reader.glancing(epoch, policy)
+    epoch = page.epoch
+    moment = None if epoch is None or reader.local is not None else reader.moment(epoch, policy)
+    glances: Iterable[Found | None] = repeat(None)
+    if moment is not None:
+        needs = [wants.get(id_, 0) for id_ in keys] if wants else repeat(0)
+        glances = reader.glance(page.records, needs, moment)
     left: dict[Any, Attempt] = {}
-    one: Found | None = None
-    before = len(found)
-    for (id_, key), data in zip(keys.items(), page.records, strict=True):
-        need = wants.get(id_, 0) if wants else 0
-        if glancing is not None:
-            one = glance(data, need, glancing)
-            if one is not None:
-                found[id_] = one
-                continue
-        need = max(need, reader.space.floor(key))
+    hits = 0
+    for (id_, key), data, one in zip(keys.items(), page.records, glances, strict=False):
+        if one is not None:
+            found[id_] = one
+            hits += 1
+            continue
+        need = max(wants.get(id_, 0), reader.space.floor(key))
         sight = Sight(need, is_away=True) if epoch is None else reader.see(epoch, data, need, policy)
         attempt = Attempt(batch.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))
         if sight.found is None:
@@ -137,9 +145,9 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
         reader.keep_local(attempt.target, sight, batch.mark)
         if sight.is_due:
             yield from refresh(reader, attempt)
-        found[id_] = one = sight.found
-    if one is not None:
-        reader.hit(one, by=len(found) - before)
+        found[id_] = sight.found
+        hits += 1
+    reader.hit("shared", by=hits)
     return left
 
 
@@ -156,7 +164,9 @@ def _page(batch: Batch, keys: Mapping[Any, str]) -> Steps[Page]:
         except TierError as error:
             reader.tier_failed(error)
         else:
-            if page.epoch is not None and not reader.server_clock.is_known(reader.clock()):
+            if page.epoch is None:
+                reader.tier_failed(TierError("closed"))
+            elif not reader.server_clock.is_known(reader.clock()):
                 yield from learn_clock(reader)
             return page
     return Page(None, [None] * len(keys))

@@ -9,8 +9,9 @@ from typing import Any, Final
 from relay.cache.assembly import Assembly
 from relay.cache.batching import read_many
 from relay.cache.effects import Apply, Steps
+from relay.cache.glancing import Found
 from relay.cache.heat import Heat
-from relay.cache.reader import Found, Reader
+from relay.cache.reader import Reader
 from relay.cache.reading import read
 from relay.cache.tiers import Bump, TierError
 from relay.cache.values import Read

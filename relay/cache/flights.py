@@ -21,11 +21,13 @@ R = TypeVar("R")
 class Flight(Generic[R]):
     """A load of one key under way. Not in the table of `Flights` if nobody may join it."""
 
-    __slots__ = ("ended", "error", "key", "landed", "table", "waits_for")
+    __slots__ = ("ended", "error", "has_begun", "key", "landed", "table", "waits_for")
 
     def __init__(self, table: Flights[R], key: Hashable) -> None:
         self.table = table
         self.key = key
+        self.has_begun = True
+        """False while it waits for a thread: nobody waits for that, whoever needs the value takes over."""
         self.ended = Signal()
         self.landed: R | None = None
         self.error: Exception | None = None
@@ -55,21 +57,31 @@ class Flights(Generic[R]):
     def enter(self, key: Hashable) -> tuple[Flight[R], bool]:
         """The flight of this key, and whether the caller leads it: then it has to end it with `leave`."""
         with self._lock:
-            flight = self._flights.get(key)
-            if flight is not None:
-                return flight, False
+            present = self._flights.get(key)
+            if present is not None and present.has_begun:
+                return present, False
             flight = self._flights[key] = Flight(self, key)
-            return flight, True
+        if present is not None:
+            present.ended.fire()
+        return flight, True
 
     @property
     def count(self) -> int:
         """How many are under way."""
         return len(self._flights)
 
-    def try_lead(self, key: Hashable) -> Flight[R] | None:
-        """A flight to lead, or None if there is one."""
-        flight, leads = self.enter(key)
-        return flight if leads else None
+    def try_lead(self, key: Hashable, *, has_begun: bool = True) -> Flight[R] | None:
+        """A flight to lead, or None if there is one.
+
+        Args:
+            has_begun: False for one that begins later. Its leader says so in the flight, unless it has ended by then.
+        """
+        with self._lock:
+            if key in self._flights:
+                return None
+            flight = self._flights[key] = Flight(self, key)
+            flight.has_begun = has_begun
+            return flight
 
     def leave(self, flight: Flight[R]) -> None:
         """Ends a flight: those who wait look at what it has become."""
@@ -126,14 +138,18 @@ def _reaches(flight: Flight[Any], targets: set[Flight[Any]]) -> bool:
 def copy_of(error: Exception) -> Exception:
     """The leader's exception for another thread: raising one object in several would mix their tracebacks.
 
-    Made without `__init__`, whose arguments nobody knows. What cannot be made like that is returned itself.
+    Made without `__init__`, whose arguments nobody knows, unless it is that of a built-in exception. What does not come
+    out the same is returned itself.
     """
     kind = type(error)
     try:
-        twin = kind.__new__(kind, *error.args)
+        twin = kind(*error.args) if kind.__module__ == "builtins" else kind.__new__(kind, *error.args)
         twin.args = error.args
         twin.__dict__.update(error.__dict__)
+        is_same = str(twin) == str(error)
     except Exception:
+        return error
+    if not is_same:
         return error
     twin.__cause__ = error
     return twin

@@ -129,8 +129,6 @@ class Local:
         self.generation = 0
         self.is_open = True
         self.closed_because = ""
-        self.certified = float("-inf")
-        """All that was committed until this moment of the clock has been applied here, as the feed has proven."""
         self._entries_max = entries_max
         self._floors_max = floors_max
         self._floor_count = 0
@@ -219,10 +217,6 @@ class Local:
             self.is_open = True
             return True
 
-    def certify(self, moment: float) -> None:
-        """All that was committed until this moment of the clock has been applied."""
-        self.certified = max(self.certified, moment)
-
     def sweep(self, progress: Mapping[tuple[str, int], int]) -> int:
         """Drops the floors that nobody needs any more, and returns how many.
 
@@ -309,7 +303,6 @@ class Local:
         self.is_open = False
         self.closed_because = cause
         self.generation += 1
-        self.certified = float("-inf")
         for space in self._spaces.values():
             for entry in list(space.entries.values()):
                 self._drop(space, entry)

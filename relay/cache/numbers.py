@@ -33,13 +33,10 @@ READS: Final = Metric(
     "Reads, by the tier that answered (local, shared, source) and how: hit, negative, stale, miss, off, error.",
 )
 SERVED_AGE: Final = Metric(
-    "served_age_seconds", "histogram", ("cache", "tier"), "How long ago the value that was served was written there."
-)
-SERVED_BOUND: Final = Metric(
-    "served_bound_seconds",
+    "served_age_seconds",
     "histogram",
     ("cache", "tier"),
-    "For how long at most what was served may have been out of date.",
+    "For how long at most what was served may have been out of date: since its load or its feed's last proof; sampled.",
 )
 REJECTS: Final = Metric(
     "rejected_fills_total",
@@ -60,7 +57,7 @@ UPGRADES: Final = Metric(
     "session_upgrades_total",
     "counter",
     ("cache",),
-    "Reads whose session had seen more than the copies that were there.",
+    "Reads of what a session wrote or saw that the source had to answer.",
 )
 SESSION_TOKENS: Final = Metric(
     "session_tokens_total",
@@ -69,13 +66,13 @@ SESSION_TOKENS: Final = Metric(
     "Session tokens: taken; refused as oversized, malformed, forged or expired; lost or not_kept by the store.",
 )
 TIER_ERRORS: Final = Metric(
-    "tier_errors_total", "counter", ("tier", "reason"), "Calls of a tier that failed; reads went on without it."
+    "tier_errors_total",
+    "counter",
+    ("tier", "reason"),
+    "Calls of a tier that failed, or found it closed; reads went on without it.",
 )
 BREAKER_OPEN: Final = Metric("breaker_open", "gauge", ("tier",), "1 while a tier that kept failing is not asked.")
 TIER_OPEN: Final = Metric("tier_open", "gauge", ("tier",), "1 while what lies in the tier may be served.")
-CLOSED_SECONDS: Final = Metric(
-    "tier_closed_seconds_total", "counter", ("tier",), "How long a tier has been closed; added when it opens again."
-)
 EPOCHS: Final = Metric(
     "epoch_changes_total", "counter", ("cause",), "New epochs that this process began; all before is void."
 )
@@ -212,6 +209,10 @@ class Numbers:
             for metric, labels, value in source():
                 values[metric, labels] = values.get((metric, labels), 0) + value
         return Snapshot(values, distributions)
+
+    def after_fork(self) -> None:
+        """In a child: the lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
 
     def as_data(self) -> list[dict[str, object]]:
         """All figures in plain JSON types."""

@@ -1,5 +1,7 @@
 """Settings for the four classic domains: `@cache.entity("user", **presets.user_profile())`.
 
+They are dictionaries: `{**presets.user_profile(), "hard_ttl": 60}` is a preset with another TTL.
+
 * user profile: nothing below what was applied, refreshed before it expires. While the source fails, what is there,
   until its hard TTL; while the shared tier fails, the process tier and then the source.
 * search results: at most as old as the TTL, and newer by stamps. While the source fails, the last result.
@@ -9,7 +11,7 @@
 
 from __future__ import annotations
 
-from relay.cache.settings import DerivedSettings, EntitySettings
+from relay.cache.settings import EntitySettings, ResultSettings
 from relay.core.policy import Eventual, Strong
 
 
@@ -25,7 +27,7 @@ def user_profile() -> EntitySettings:
     }
 
 
-def search_results(ttl: float = 60.0, soft_ttl: float = 30.0) -> DerivedSettings:
+def search_results(ttl: float = 60.0, soft_ttl: float = 30.0) -> ResultSettings:
     """A minute, computed anew in the background after half of it; the last result is served while the source fails."""
     return {"policy": Eventual(), "ttl": ttl, "soft_ttl": soft_ttl, "jitter": 0.1, "early": 1.0, "keep": True}
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from math import inf
-from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from relay.cache.bulkhead import Bulkhead
 from relay.cache.eviction import Entry
 from relay.cache.flights import Flights
+from relay.cache.glancing import Found, Glancer, Moment
 from relay.cache.local import Local, Mark, Space
 from relay.cache.numbers import READS, REJECTS, SAVED, SERVED_AGE, TIER_ERRORS, Metric, Recorder
 from relay.cache.plan import Plan
@@ -21,12 +21,10 @@ from relay.cache.tiers import TierError
 from relay.cache.values import Read, Tier
 from relay.core.freshness import Copy, Verdict, early_by, is_within, jittered, judge
 from relay.core.names import record_name
-from relay.core.policy import Bounded, Eventual, Policy
+from relay.core.policy import Bounded, Eventual, Policy, Strong
 from relay.core.record import (
     DERIVED,
-    FORMAT,
     HAS_VALUE,
-    HEADER_BYTES,
     KEEP,
     NEGATIVE,
     NO_LEASE,
@@ -34,10 +32,6 @@ from relay.core.record import (
     decode_record,
 )
 
-_PREFIX: Final = Struct(">cBBBI")
-_new: Final = tuple.__new__
-_unpack_fresh: Final = Struct(">QQ16xQII").unpack_from
-"""Floor, version, when it was written, soft TTL and load time of a record, from byte 16 on."""
 AGES_MEASURED: Final = 16
 """One in so many hits has its age measured: a histogram of all would cost as much as the hit."""
 
@@ -58,30 +52,6 @@ class Target(NamedTuple):
     name: str
     arguments: tuple[Any, ...]
     stamps: tuple[str, ...] = ()
-
-
-class Found(NamedTuple):
-    """A value as the protocol passes it around. `as_of` is a moment of the clock of this process."""
-
-    value: Any
-    version: int
-    tier: Tier
-    as_of: float | None
-    is_stale: bool = False
-
-
-class Glance(NamedTuple):
-    """What all records of one look are compared with."""
-
-    head: bytes
-    """The first 16 bytes of the records of this cache in the present epoch."""
-    now: float
-    now_ms: float
-    """The same moment by the server's clock."""
-    bound_ms: float
-    """The age that the policy accepts."""
-    eagerness: float
-    """How many times its load time before its soft end a value is to be refreshed."""
 
 
 class Sight(NamedTuple):
@@ -149,8 +119,9 @@ class Reader:
         self.recorder = recorder
         self.shared_hits = 0
         """Hits of the shared tier; a few are lost when threads count in the same moment."""
-        self._decode = plan.codec.decode if plan.codec is not None else bytes
-        self._prefix = _PREFIX.pack(b"R", FORMAT, self.flags | HAS_VALUE, self.codec_id, plan.schema)
+        decode = bytes if plan.codec is None else plan.codec.decode
+        glancer = Glancer(self.flags | HAS_VALUE, self.codec_id, plan.schema, decode, is_derived=is_derived)
+        self.glance = glancer.glance
         self._resting: dict[Hashable, float] = {}
 
     # -- the process tier
@@ -162,13 +133,12 @@ class Reader:
     def from_entry(self, entry: Entry, need: int, policy: Policy) -> tuple[Found | None, bool]:
         """What an entry of the process tier is worth to this reader, and whether it is to be loaded anew."""
         now = self.clock()
-        as_of = entry.as_of if self.local is None else max(entry.as_of, self.local.certified)
-        copy = Copy(entry.version, now - as_of, entry.soft_until - now, entry.hard_until - now, 0.0)
+        copy = Copy(entry.version, now - entry.as_of, entry.soft_until - now, entry.hard_until - now, 0.0)
         verdict = judge(copy, need if not self.is_derived else 0, policy, 0.0, 1.0)
         if verdict is Verdict.REFUSE:
             return None, False
         entry.hits += 1
-        return Found(entry.value, entry.version, "local", as_of), verdict is Verdict.REFRESH
+        return Found(entry.value, entry.version, "local", entry.as_of), verdict is Verdict.REFRESH
 
     def keep_local(self, target: Target, sight: Sight, mark: Mark | None) -> None:
         """Puts what was found into the process tier, unless something has happened since the mark."""
@@ -187,6 +157,9 @@ class Reader:
         fresh_until = now + min(hard, soft)
         if isinstance(plan.policy, Bounded):
             fresh_until = min(fresh_until, as_of + plan.policy.seconds)
+        elif isinstance(plan.policy, Strong):
+            # It is there for reads with a policy of their own.
+            fresh_until = float("-inf")
         entry = Entry(
             target.key,
             found.value,
@@ -202,39 +175,14 @@ class Reader:
 
     # -- the shared tier
 
-    def glancing(self, epoch: bytes, policy: Policy) -> Glance | None:
-        """What `glance` compares the records of one look with; None while no age can be told."""
+    def moment(self, epoch: bytes, policy: Policy) -> Moment | None:
+        """What the records of a look are compared with at a glance; None while no age can be told."""
         now = self.clock()
-        if not self.server_clock.is_known(now):
-            return None
         now_ms = self.server_clock.now_ms(now)
+        if now_ms is None or not self.server_clock.is_known(now):
+            return None
         bound_ms = policy.seconds * 1000 if isinstance(policy, Bounded) else inf
-        eagerness = early_by(1.0, self.plan.early, 1 - self.draw())
-        return None if now_ms is None else Glance(self._prefix + epoch, now, now_ms, bound_ms, eagerness)
-
-    def glance(self, data: bytes | None, need: int, by: Glance) -> Found | None:
-        """What `see` would find in a record of the common kind: written by this cache, current, and not to be refreshed
-        yet. None says nothing: look closely. This is what a hit costs, so it unpacks only what it compares.
-
-        Args:
-            need: of derived values the digest that it must have; there must be one.
-        """
-        head, now, now_ms, bound_ms, eagerness = by
-        if data is None or data[:16] != head or len(data) < HEADER_BYTES:
-            return None
-        floor, version, written_ms, soft_ms, load_ms = _unpack_fresh(data, 16)
-        since = now_ms - written_ms
-        age_ms = since + load_ms if since > 0 else load_ms
-        if version < floor or age_ms > bound_ms or since + load_ms * eagerness >= soft_ms:
-            return None
-        if need and (version != need if self.is_derived else version < need):
-            return None
-        try:
-            value = self._decode(data[HEADER_BYTES:])
-        except Exception:  # Bytes that cannot be read are a miss, whatever the codec says of them.
-            return None
-        # Past the constructor, which takes as long as all of the above.
-        return _new(Found, (value, version, "shared", now - age_ms / 1000, False))
+        return Moment(epoch, now, now_ms, bound_ms, early_by(1.0, self.plan.early, 1 - self.draw()))
 
     def see(self, epoch: bytes, data: bytes | None, need: int, policy: Policy) -> Sight:
         """What a record that was looked up in this epoch is worth. Records of another epoch are not there.
@@ -371,14 +319,13 @@ class Reader:
         """Counts something of this cache."""
         self.recorder.count(metric, self.plan.name, *labels)
 
-    def hit(self, found: Found, *, by: int = 1) -> None:
+    def hit(self, tier: Tier, as_of: float | None = None, *, by: int = 1) -> None:
         """Counts reads that a tier answered. Entries of the process tier count their own."""
-        if found.tier != "shared":
-            return
-        self.shared_hits += by
-        if not self.shared_hits % AGES_MEASURED and found.as_of is not None:
-            age = max(0.0, self.clock() - found.as_of)
-            self.recorder.measure(SERVED_AGE, self.plan.name, "shared", value=age)
+        if tier == "shared":
+            self.shared_hits += by
+            if as_of is not None and not self.shared_hits % AGES_MEASURED:
+                age = max(0.0, self.clock() - as_of)
+                self.recorder.measure(SERVED_AGE, self.plan.name, tier, value=age)
 
     def missed(self, found: Found, *, leads: bool) -> None:
         """Counts a read that the source answered, by a load of this caller or of another one."""

@@ -26,10 +26,11 @@ from typing import Any, Final, NamedTuple
 from relay.cache.effects import AskTime, Lead, Look, Pause, PutValue, Release, Spawn, Steps, TakeLease, Wait
 from relay.cache.eviction import Entry
 from relay.cache.flights import CHAIN, Flight, begin_wait, end_wait
+from relay.cache.glancing import Found
 from relay.cache.loading import load
 from relay.cache.local import Mark
-from relay.cache.numbers import REJECTS, SAVED
-from relay.cache.reader import BYPASS, RETRY_SECONDS, Found, Reader, Sight, Target
+from relay.cache.numbers import REJECTS, SAVED, UPGRADES
+from relay.cache.reader import BYPASS, RETRY_SECONDS, Reader, Sight, Target
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Put, Reject, TierError
 from relay.cache.values import Need, Versioned
@@ -84,6 +85,8 @@ def read(reader: Reader, id: Any, policy: Policy | None = None) -> Steps[Found]:
     else:
         found = yield from through(reader, target, want, policy)
     if session is not None:
+        if want > 0 and found.tier == "source":
+            reader.count(UPGRADES)
         session.observe(reader.plan.name, target.key, found.version)
     return found
 
@@ -102,7 +105,7 @@ def through(reader: Reader, target: Target, want: int, policy: Policy, looked: A
             if sight.found is not None:
                 if sight.is_due:
                     yield from refresh(reader, attempt)
-                reader.hit(sight.found)
+                reader.hit(sight.found.tier, sight.found.as_of)
                 return sight.found
             landed = yield from fly(reader, attempt)
             if landed is not None:
@@ -166,12 +169,13 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         reader.tier_failed(error)
         return Sight(need, is_away=True)
     if page.epoch is None:
+        reader.tier_failed(TierError("closed"))
         return Sight(need, is_away=True)
     if reader.is_derived:
         need = digest_of(page.records[1:])
     if reader.local is None and (need or not reader.is_derived):
-        glancing = reader.glancing(page.epoch, policy)
-        found = None if glancing is None else reader.glance(page.records[0], need, glancing)
+        moment = reader.moment(page.epoch, policy)
+        found = None if moment is None else reader.glance(page.records, (need,), moment)[0]
         if found is not None:
             return Sight(need, found)
     sight = reader.see(page.epoch, page.records[0], need, policy)
@@ -213,7 +217,7 @@ def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
     key, entry = attempt.target.key, attempt.entry
     if reader.rests(key):
         return
-    flight = reader.flights.try_lead(key)
+    flight = reader.flights.try_lead(key, has_begun=False)
     if flight is None:
         return
     if entry is not None:
@@ -226,6 +230,9 @@ def refresh(reader: Reader, attempt: Attempt) -> Steps[None]:
 
 def fill(reader: Reader, flight: Flight[Found], attempt: Attempt) -> Steps[None]:
     """Leads a flight to its end."""
+    if flight.ended.has_fired:
+        return  # A reader took it over while it waited for a thread.
+    flight.has_begun = True
     try:
         # Somebody may have filled it between our look and our lead. What was refused before the look is no news.
         entry = None if attempt.is_background else reader.space.entries.get(attempt.target.key)

@@ -129,7 +129,9 @@ class ReferenceTier:
                 0,
                 now,
                 put.soft_ms,
-                put.load_ms,
+                # The age of a value counts from its load, and the way of the put is part of it: nothing was loaded
+                # before the lease.
+                min(max(put.load_ms, now - (found.lease_until_ms - self.limits.lease_ms)), 2**32 - 1),
                 put.payload,
             )
             self._set(put.key, value, put.hard_ms, now)

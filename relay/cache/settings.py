@@ -48,10 +48,15 @@ class VersionedSettings(CommonSettings, total=False):
     """False: nothing is kept in this process."""
 
 
-class DerivedSettings(CommonSettings, total=False):
-    """Of `derived`."""
+class ResultSettings(CommonSettings, total=False):
+    """Of `derived`, but for what the results depend on: presets know nothing of that."""
 
     ttl: float
     soft_ttl: float | None
+
+
+class DerivedSettings(ResultSettings, total=False):
+    """Of `derived`."""
+
     depends: Callable[..., Iterable[str]]
     """The stamps of a result, from the arguments of the call: when one is renewed, the result is computed anew."""

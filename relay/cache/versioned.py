@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from relay.cache.batching import read_many
 from relay.cache.effects import Look, Steps, Together
+from relay.cache.glancing import Found
 from relay.cache.heat import Heat
-from relay.cache.reader import BYPASS, Found, Reader, Sight, Target
+from relay.cache.reader import BYPASS, Reader, Sight, Target
 from relay.cache.reading import Attempt, direct, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Page, TierError

@@ -64,7 +64,7 @@ class Consumer:
         from_beginning: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
-        if isinstance(topics, str) or not topics or not group:
+        if isinstance(topics, str) or not topics or not group or any(topic.startswith("^") for topic in topics):
             raise CacheError(
                 "RLY-930", "a consumer needs a list of topics and a group", 'pass topics=["..."], group="..."'
             )

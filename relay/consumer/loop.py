@@ -12,11 +12,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from relay.cache.numbers import EPOCHS, EVENTS, Recorder
+from relay.cache.numbers import EPOCHS, EVENT_LAG, EVENTS, Recorder
 from relay.cache.tiers import SharedTier, TierError
 from relay.consumer.applying import Applier
 from relay.consumer.effects import Effects
@@ -36,6 +37,8 @@ POLL_SECONDS: Final = 0.1
 BEAT_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 10.0
+REVOKE_SECONDS: Final = 20.0
+"""Far below `max.poll.interval.ms`, or the group would go on without us all the same."""
 
 
 class Loop(Listener):
@@ -59,6 +62,7 @@ class Loop(Listener):
         self._limits = limits
         self._effects = Effects()
         self._events = 0
+        self._newest_ts: str | None = None
         self._stop = threading.Event()
         self._drain = True
         self._fatal: KafkaError | None = None
@@ -125,6 +129,7 @@ class Loop(Listener):
         """Decodes into the effects of the batch. A lane that is not owned any more is passed over."""
         lanes, effects, limits = self._source.lanes, self._effects, self._limits
         hooks_of, unknown = self._runner.hooks.of, self._runner.unknown
+        newest: Change | None = None
         for record in records:
             error = record.error()
             lane = lanes.get((record.topic(), record.partition()))
@@ -137,6 +142,7 @@ class Loop(Listener):
             lane.read = offset + 1
             self._events += 1
             event = decode_record(record, limits)
+            newest = event if isinstance(event, Change) else newest
             stays_unknown = False
             if isinstance(event, Change):
                 has_hooks = bool(hooks_of(event.entity))
@@ -147,6 +153,8 @@ class Loop(Listener):
             else:
                 effects.add_malformed(event)
             self._tasks.setdefault(lane, []).append(Task(offset, event, record, stays_unknown))
+        if newest is not None:
+            self._newest_ts = newest.ts
 
     def _apply(self, now: float) -> None:
         """Applies what was read, or tells the tier each second that nothing was: so a flush is noticed."""
@@ -175,11 +183,22 @@ class Loop(Listener):
             self._beat_at = now + BEAT_SECONDS
         if self._events:
             self._recorder.count(EVENTS, self._name, "applied", by=self._events)
+            self._measure_lag()
             self._events = 0
         if self._attempt:
             self._attempt = 0
             away = self.troubles.end("tier") or 0
             say(logging.INFO, "consumer.tier_back", consumer=self._name, away_s=round(away, 1))
+
+    def _measure_lag(self) -> None:
+        """Of one event per batch: how long after its change it was applied, as the clocks of two machines say."""
+        try:
+            changed_at = datetime.fromisoformat(self._newest_ts or "")
+        except ValueError:
+            return
+        if changed_at.tzinfo is not None:
+            lag = time.time() - changed_at.timestamp()
+            self._recorder.measure(EVENT_LAG, self._name, value=max(0.0, lag))
 
     def _on_tier_error(self, error: TierError, now: float) -> None:
         """Keeps the position and its effects, fetches nothing more, and tries again."""
@@ -197,6 +216,8 @@ class Loop(Listener):
         self._source.resume([lane for lane in lanes if lane not in behind])
 
     def _commit(self, lanes: Sequence[Lane], *, wait: bool) -> None:
+        if self._applier is not None and self._applier.owes_epoch:
+            return  # committed now, the next owner would not know that something was skipped
         failpoint("consumer_before_commit")
         try:
             self._source.commit(lanes, wait=wait)
@@ -251,10 +272,11 @@ class Loop(Listener):
         say(logging.INFO, "consumer.revoked", consumer=self._name, partitions=len(lanes), lost=not may_commit)
         for lane in lanes:
             lane.revoked = True  # no further task of it is begun
-        until = time.monotonic() + self._runner.settings.hook_seconds + 1
-        while not self._runner.settle(lanes, 0.1, all_of_them=False) and time.monotonic() < until:
-            self._runner.watch()
         if may_commit:
+            # The next owner begins with what is committed here: a hook should have ended before. The group waits.
+            until = time.monotonic() + min(self._runner.settings.hook_seconds + 1, REVOKE_SECONDS)
+            while not self._runner.settle(lanes, 0.1, all_of_them=False) and time.monotonic() < until:
+                self._runner.watch()
             self._commit(lanes, wait=True)
 
     def _go_cold(self, starts: Sequence[Cold]) -> None:

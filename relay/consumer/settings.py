@@ -54,7 +54,9 @@ def consumer_properties(kafka: Mapping[str, Any], group: str | None) -> dict[str
             raise ConfigError("RLY-207", f"{name} has to be {str(value).lower()}: {reason}", f"remove {name}")
     if "group.id" in kafka and kafka["group.id"] != group:
         raise ConfigError("RLY-207", "group.id is given twice", "pass it as group=, and not among the properties")
-    classic = {} if kafka.get("group.protocol", "classic") == "consumer" else CLASSIC
+    classic: Mapping[str, Any] = {} if kafka.get("group.protocol", "classic") == "consumer" else CLASSIC
+    if classic and "session.timeout.ms" in kafka:
+        classic = {**classic, "heartbeat.interval.ms": max(1, int(kafka["session.timeout.ms"]) // 3)}
     properties = {**COMMON, **classic, **kafka, **{name: value for name, (value, _) in GUARDED.items()}}
     # A client without a group has to name one all the same; it never joins it.
     properties["group.id"] = group or "relay-without-group"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from relay.consumer.lane import Lane
 from relay.consumer.settings import connection_properties, is_incremental
@@ -72,6 +72,7 @@ class Source:
         self._asked: dict[str, Any] | None = None
         self._ask_at = 0.0
         self._ids: dict[str, str] = {}
+        self._ends: dict[tuple[str, int], Any] = {}
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -141,10 +142,23 @@ class Source:
                 each.is_paused = False
 
     def look(self) -> None:
-        """Notes in each lane where its partition ends, as the last fetch has told; asks nobody."""
+        """Notes in each lane where its partition ends: as the last fetch has told; or, while nothing is fetched of it,
+        as its leader has answered since the last look. Waits for nobody."""
         for lane in self.lanes.values():
-            _, end = self._client.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), cached=True)
-            lane.end = end if end >= 0 else lane.end
+            if not lane.is_paused:
+                _, end = self._client.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), cached=True)
+                lane.end = end if end >= 0 else lane.end
+        if all(answer.done() for answer in self._ends.values()):
+            self._note_ends()
+            latest: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            paused = {TopicPartition(*place): latest for place, lane in self.lanes.items() if lane.is_paused}
+            asked = self._admin.list_offsets(paused, request_timeout=ASK_SECONDS) if paused else {}
+            self._ends = {(each.topic, each.partition): answer for each, answer in asked.items()}
+
+    def _note_ends(self) -> None:
+        for place, answer in self._ends.items():
+            if place in self.lanes and answer.exception() is None:
+                self.lanes[place].end = answer.result().offset
 
     def shapes(self) -> dict[str, Shape] | None:
         """The topics as the brokers describe them, asked every few seconds. None: no answer yet, or no new one."""
@@ -185,7 +199,10 @@ class Source:
             self._assign(client, [])
             return
         self.lanes.update({(lane.topic, lane.partition): lane for lane in lanes})
-        self._assign(client, [TopicPartition(lane.topic, lane.partition, lane.read) for lane in lanes])
+        starts = [TopicPartition(lane.topic, lane.partition, lane.read) for lane in lanes]
+        self._assign(client, starts)
+        # The client remembers that a partition was paused when it was owned before.
+        client.resume(starts)
         self._listener.on_gained(lanes, cold)
 
     def _assign(self, client: Any, partitions: list[Any]) -> None:

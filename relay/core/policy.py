@@ -7,8 +7,8 @@
 | `Session` | if not below what the session wrote or saw | the same | an error |
 | `Strong` | no | no | an error |
 
-A copy is certified as of the moment in which its loading from the primary began, or of the latest moment for which its
-feed has proven that nothing newer is on its way.
+A copy is certified as of the moment in which its loading from the primary began. No feed makes that moment later: it
+has what was published, and a commit may still wait in the outbox.
 """
 
 from __future__ import annotations

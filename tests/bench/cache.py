@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +16,7 @@ import redis.asyncio
 from relay.cache import AsyncCache, AsyncRedisShared, Cache, Local, Need, RedisShared, Versioned
 from relay.demo.redis import EmbeddedRedis
 from tests.bench.parts import SCALE, median, report
+from tests.support.stampede import NAMESPACE, loads_of
 
 SLICES = max(20, round(400 * SCALE))
 HITS = 1_000
@@ -26,7 +24,7 @@ HITS = 1_000
 TRIPS = 20
 KEYS = 100
 VALUE = {"id": 42, "name": "somebody", "email": "somebody@example.org", "tags": ["a", "b"], "active": True}
-PROCESSES, READERS, LOAD_SECONDS = 4, 2_500, 0.05
+PROCESSES, READERS = 4, 2_500
 Timed = Callable[[], float]
 
 
@@ -137,7 +135,7 @@ def local_hits_in_loop() -> None:
 
 def shared_hits(server: EmbeddedRedis) -> None:
     """Hits of the shared tier beside GET and MGET of redis-py with the same decoding."""
-    shared = RedisShared.from_url(server.url, "bench")
+    shared = RedisShared.from_url(server.url, NAMESPACE)
     cache = Cache("bench", shared=shared)
 
     @cache.entity("user", hard_ttl=3600)
@@ -166,7 +164,7 @@ def shared_hits(server: EmbeddedRedis) -> None:
 
 def shared_hits_in_loop(server: EmbeddedRedis) -> None:
     """The same for tasks, one after the other and a hundred at once."""
-    shared = AsyncRedisShared.from_url(server.url, "bench")
+    shared = AsyncRedisShared.from_url(server.url, NAMESPACE)
     cache = AsyncCache("bench", shared=shared)
 
     @cache.entity("user", hard_ttl=3600)
@@ -195,40 +193,11 @@ def shared_hits_in_loop(server: EmbeddedRedis) -> None:
 def stampede(server: EmbeddedRedis) -> None:
     """All readers of four processes miss one key in the same moment; and again while Redis is down."""
     readers = f"{READERS * PROCESSES:,} readers, {PROCESSES} processes"
-    loads = sum(loads_of_stampede(server.url))
+    loads = sum(loads_of(server.url, processes=PROCESSES, readers=READERS))
     report("loads of one key, Redis healthy", f"{loads}", readers, float(loads), "== 1", loads == 1)
     server.kill()
-    loads = max(loads_of_stampede(server.url))
+    loads = max(loads_of(server.url, processes=PROCESSES, readers=READERS))
     report("loads per process, Redis down", f"{loads}", readers, float(loads), "<= 1", loads == 1)
-
-
-def loads_of_stampede(url: str) -> list[int]:
-    """Of each process."""
-    key, begin = time.monotonic_ns(), time.time() + 3
-    command = [sys.executable, "-m", "tests.bench.cache", url, str(key), str(begin)]
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
-    return [json.loads(reader.communicate()[0]) for reader in readers]
-
-
-def read_at_once(url: str, key: int, begin: float) -> int:
-    """One process of the stampede. Returns how often it loaded."""
-    loads: list[int] = []
-    cache = AsyncCache("bench", local=Local(), shared=AsyncRedisShared.from_url(url, "bench"))
-
-    @cache.entity("hot")
-    async def hot(id: int, need: Need) -> Versioned[dict[str, Any]]:  # noqa: A002
-        loads.append(id)
-        await asyncio.sleep(LOAD_SECONDS)
-        return Versioned(VALUE, 1)
-
-    async def go() -> None:
-        async with cache:
-            await asyncio.sleep(max(0.0, begin - time.time()))
-            values = await asyncio.gather(*(hot(key) for _ in range(READERS)))
-            assert values == [VALUE] * READERS
-
-    asyncio.run(go())
-    return len(loads)
 
 
 def caching() -> None:
@@ -236,13 +205,9 @@ def caching() -> None:
     local_hits()
     local_hits_in_loop()
     with EmbeddedRedis() as server:
-        shared = RedisShared.from_url(server.url, "bench")
+        shared = RedisShared.from_url(server.url, NAMESPACE)
         shared.open("bench", ())
         shared.close()
         shared_hits(server)
         shared_hits_in_loop(server)
         stampede(server)
-
-
-if __name__ == "__main__":
-    print(read_at_once(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

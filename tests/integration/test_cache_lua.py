@@ -167,7 +167,7 @@ def twins(request, redis_url) -> Iterator[Twins]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -263,7 +263,7 @@ class Walk:
         self.twins.clock.now_ms += self.draw.choice([100, 5_999, 6_000, 6_001])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("twins", "seed"), [*(("sync", seed) for seed in range(5)), ("async", 5)], indirect=["twins"])
 def test_a_long_walk_leaves_what_the_reference_says(twins, seed):
     """After each of hundreds of operations that build on one another, both are the same."""
     walk = Walk(twins, seed)
@@ -271,6 +271,17 @@ def test_a_long_walk_leaves_what_the_reference_says(twins, seed):
     for _ in range(300):
         walk.draw.choice(walk.steps)()
         twins.compare()
+
+
+def test_a_refresh_that_loaded_something_older_is_refused(twins):
+    """Under a lease that still holds, a value below the one that is there does not replace it; the same one does."""
+    twins.open([])
+    for version, expected in ((5, None), (4, Reject.FLOOR), (5, None), (6, None)):
+        lease = twins.both("lease", RECORDS[0], 0, [], refresh=True)
+        assert lease.grant is Grant.GRANTED
+        put = Put(RECORDS[0], lease.lease, version, HAS_VALUE, 3, 9, b"value", 17, HARD_MS, 5, {})
+        assert twins.both("put", put) is expected
+        twins.both("release", RECORDS[0], lease.lease)
 
 
 def test_more_events_than_fit_one_command_are_applied_by_several(twins):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
 
 from relay.cache import Session, Sessions, Strong
-from relay.cache.sessions import PRIMARY
+from relay.cache.asgi import SessionMiddleware
+from relay.cache.sessions import CURRENT, PRIMARY
+from relay.consumer.effects import Effects
+from relay.core.change import decode
 from relay.core.token import FLOORS_MAX
 from tests.support.caches import World
 
@@ -129,7 +135,7 @@ def test_a_write_that_was_rolled_back_is_waited_for_by_nobody(make):
     assert len(world.source.loads) == loads
 
 
-def test_clocks_that_differ_shorten_no_floor_below_the_lag(face, redis_url, namespace):
+def test_clocks_that_differ_shorten_no_floor_below_the_lag():
     """The process that reads is ahead by less than the margin: the floor is there for as long as the caches may lag."""
     now = 1_800_000_000.0
     sessions = [Sessions([b"k" * 32], lag_seconds=60, margin_seconds=30, clock=lambda d=d: now + d) for d in (0, 29)]
@@ -138,6 +144,49 @@ def test_clocks_that_differ_shorten_no_floor_below_the_lag(face, redis_url, name
     token = wrote.token()
     now += 60
     assert sessions[1].open(token).least("user", "42") == 7
+
+
+def test_what_an_event_says_of_its_time_orders_nothing(make):
+    """Clocks of databases are set, and step at a failover: only versions count."""
+    world = make()
+    world.consumer.open("test", ())
+    for value in ("Ann", "Anna"):
+        world.source.write("42", value)
+    world.read()
+    for version, ts in ((2, "1970-01-01T00:00:00Z"), (1, "2099-01-01T00:00:00Z"), (2, None), (1, "rubbish")):
+        headers = [("entity", b"user"), ("id", b"42"), ("action", b"updated"), ("version", str(version).encode())]
+        change = decode(b"user:42", b"{}", headers + ([("ts", ts.encode())] if ts else []))
+        effects = Effects()
+        effects.add(change)
+        world.consumer.apply(effects.bumps(), (), ())
+        world.forget_local()
+        assert world.read()[:3] == ("Anna", 2, "shared")
+
+
+def test_a_web_framework_carries_a_session_into_threads():
+    """A plain endpoint of FastAPI runs in a thread of its own, and has the session of its request all the same."""
+    sessions = Sessions([b"k" * 32])
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=sessions)
+
+    @app.post("/user")
+    def write() -> None:
+        CURRENT.get().wrote("user", 1, 7)
+
+    @app.get("/user")
+    def read() -> int:
+        return CURRENT.get().least("user", 1)
+
+    async def scene() -> None:
+        reach = {"transport": ASGITransport(app), "base_url": "https://shop"}
+        async with AsyncClient(**reach) as browser, AsyncClient(**reach) as other:
+            assert (await browser.get("/user")).json() == 0
+            assert "set-cookie" in (await browser.post("/user")).headers
+            answer = await browser.get("/user")
+            assert (answer.json(), "set-cookie" in answer.headers) == (7, False)
+            assert (await other.get("/user")).json() == 0
+
+    asyncio.run(scene())
 
 
 def test_deleted_and_made_again_an_entity_counts_on(make):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
+from relay.daemon.verification.sources import VERSIONS
 from relay.errors import EventError
 from relay.outbox import (
     VersionedRow,
@@ -239,6 +240,24 @@ def test_a_session_that_is_closed_in_between_tells_nothing_of_it(on):
     session.commit()
     assert told.writes == [("user", 2, 1)]
     session.close()
+
+
+def test_versions_are_read_by_their_key_however_many_there_are(on, dsn):
+    """Beside one row, beside many, and as the checker asks: never a scan of all entities."""
+    with on.begin() as connection:
+        connection.execute(
+            sa.text("INSERT INTO relay.entity_version SELECT 'user', n::text, 1 FROM generate_series(1, 20000) AS n")
+        )
+        connection.execute(sa.text("ANALYZE relay.entity_version"))
+    with on.connect() as connection:
+        beside = sa.select(Reader, current_version("user", Reader.id)).where(Reader.id == 1)
+        compiled = beside.compile(connection, compile_kwargs={"literal_binds": True})
+        asked = VERSIONS.replace("%(entities)s", "ARRAY['user', 'user']").replace("%(ids)s", "ARRAY['1', '2']")
+        plain = loading.__doc__.split("statement:\n")[1].split("\n\nIt gives")[0].replace("%(id)s", "1")
+        for statement in (str(compiled), asked, plain):
+            plan = "\n".join(row[0] for row in query(dsn, "EXPLAIN " + statement))
+            assert "entity_version_pkey" in plan
+            assert "Seq Scan on entity_version" not in plan
 
 
 @pytest.mark.parametrize(

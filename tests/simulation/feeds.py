@@ -105,6 +105,12 @@ class PlayedFeed:
         """All events below have been read."""
         self._join()
 
+    @property
+    def epoch(self) -> bytes | None:
+        """The epoch under which it opened the tier; None if it has not."""
+        epoch: bytes | None = self._follower._epoch
+        return epoch
+
     def apply(self, entity: str, id_: str, version: int | None) -> None:
         """The next event arrives."""
         event = Logged(entity, id_, version, self.position)

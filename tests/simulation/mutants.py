@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -114,7 +115,7 @@ EDITS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "replica_uncached": (Edit(READING, "if not versioned.cacheable:", "if False:"),),
     "replica_reaches_need": (
-        Edit(READING, "Need(need, primary=lease is None)", "Need(0, primary=False)"),
+        Edit(READING, "Need(need, primary), flight)", "Need(0, False), flight)"),
         # Whoever waits for a load compares what it brought.
         Edit(READER, "        if found.version < need:\n", "        if False:\n"),
     ),
@@ -244,16 +245,21 @@ def _copied(file: str, edits: Sequence[Edit]) -> ModuleType:
     name = _name(file)
     module = ModuleType(name)
     module.__file__ = str(ROOT / file)
-    exec(compile(_text(file, edits), module.__file__, "exec"), module.__dict__)
+    exec(compile(text_without(file, edits), module.__file__, "exec"), module.__dict__)
+    for part, kind in vars(importlib.import_module(name)).items():
+        # What is passed around has to be of the class that the other modules know.
+        if isinstance(kind, type) and issubclass(kind, tuple | Enum):
+            setattr(module, part, kind)
     return module
 
 
 def _script(file: str, edits: Sequence[Edit]) -> scripts.Script:
-    text = (ROOT / "cache/redis/scripts/shared.lua").read_text() + _text(file, edits)
+    text = (ROOT / "cache/redis/scripts/shared.lua").read_text() + text_without(file, edits)
     return scripts.Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def _text(file: str, edits: Sequence[Edit]) -> str:
+def text_without(file: str, edits: Sequence[Edit]) -> str:
+    """The source of a file under relay/ after these edits, all of which are of that file."""
     text = (ROOT / file).read_text()
     for _, old, new in edits:
         assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"

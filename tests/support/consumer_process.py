@@ -12,20 +12,43 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from relay.cache import RedisShared
 from relay.consumer import Change, Consumer, HookSettings
 from relay.failpoints import arm
+
+QUICK = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 300}
+
+
+class Call(NamedTuple):
+    """Of a hook, with the machine's clock."""
+
+    entity: str
+    id: str
+    version: int
+    at: int
+
+
+def calls(*journals: Path) -> list[Call]:
+    """What is in these journals, in the order of time. A line that a killed process left unfinished does not count."""
+    found = []
+    for journal in journals:
+        for line in journal.read_text().splitlines() if journal.exists() else ():
+            fields = line.split()
+            if len(fields) == 4:
+                found.append(Call(fields[0], fields[1], int(fields[2]), int(fields[3])))
+    return sorted(found, key=lambda call: call.at)
 
 
 class ConsumerProcess:
     """The process. Leaves with the `with` block, at the latest."""
 
     def __init__(self, *, failpoints: str = "", journal: Path | None = None, **settings: Any) -> None:
-        self._settings = settings | ({} if journal is None else {"journal": str(journal)})
+        self.settings = settings | ({} if journal is None else {"journal": str(journal)})
         self._environment = {**os.environ, "RELAY_FAILPOINTS": failpoints}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -33,7 +56,7 @@ class ConsumerProcess:
         """Starts it, with other failpoints than the last time if given."""
         if failpoints is not None:
             self._environment["RELAY_FAILPOINTS"] = failpoints
-        command = [sys.executable, "-m", "tests.support.consumer_process", json.dumps(self._settings)]
+        command = [sys.executable, "-m", "tests.support.consumer_process", json.dumps(self.settings)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self._environment)
 
     @property
@@ -88,12 +111,7 @@ def main(settings: dict[str, Any]) -> None:
     arm(os.environ)
     journal, entity = settings.get("journal"), settings.get("entity", "*")
     consumer = Consumer(
-        kafka={
-            "bootstrap.servers": settings["bootstrap"],
-            "session.timeout.ms": 1500,
-            "heartbeat.interval.ms": 300,
-            **settings.get("properties", {}),
-        },
+        kafka={"bootstrap.servers": settings["bootstrap"], **settings.get("properties", QUICK)},
         topics=[settings["topic"]],
         group=settings["group"],
         shared=RedisShared.from_url(settings["redis"], settings["namespace"]),
@@ -105,7 +123,7 @@ def main(settings: dict[str, Any]) -> None:
         @consumer.on(entity)
         def note(change: Change) -> None:
             with lock, Path(journal).open("a") as out:
-                out.write(f"{change.entity} {change.id} {change.version}\n")
+                out.write(f"{change.entity} {change.id} {change.version} {time.monotonic_ns()}\n")
 
     consumer.start()
     threading.Thread(target=lambda: (sys.stdin.read(), consumer.stop()), daemon=True).start()

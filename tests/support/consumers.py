@@ -31,8 +31,8 @@ def headers_of(entity: str, id_: str, version: int | None, action: str = "update
 class Writer:
     """Writes records to a topic, as the relay does, or anything else."""
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 2, "message.max.bytes": 5_000_000})
+    def __init__(self, bootstrap: str, topic: str, bytes_max: int = 1_000_000) -> None:
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 2, "message.max.bytes": bytes_max})
         self._topic = topic
 
     def touch(self, entity: str, id_: str, version: int | None, action: str = "updated", **where: int) -> None:

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from relay.cache import AsyncCache, Cache, Local, Need, Versioned
-from relay.cache.effects import Pause
+from relay.cache.effects import Pause, Wait
 from relay.cache.limits import TierLimits
 from relay.cache.numbers import REJECTS, Numbers
 from relay.cache.reference import ReferenceTier
@@ -18,6 +18,7 @@ from relay.core.names import record_name
 
 ENTITY = "user"
 FACES = ("threads", "tasks")
+OPERATIONS = ("look", "lease", "put", "release", "apply", "time")
 PATIENCE_SECONDS = 20.0
 Hook = Callable[[], None]
 
@@ -28,6 +29,7 @@ class Hooks:
     def __init__(self) -> None:
         self.in_load: list[Hook] = []
         self.in_look: list[Hook] = []
+        self.in_wait: list[Hook] = []
 
     @staticmethod
     def call(hooks: list[Hook]) -> None:
@@ -56,6 +58,8 @@ class Tier:
         return self.reference.lease(key, want, stamps, refresh=refresh)
 
     def __getattr__(self, name: str) -> Any:
+        if name not in OPERATIONS:
+            raise AttributeError(name)
         self._answer()
         return getattr(self.reference, name)
 
@@ -71,6 +75,9 @@ class AsyncTier:
         self._tier = tier
 
     def __getattr__(self, name: str) -> Any:
+        if name not in OPERATIONS:
+            raise AttributeError(name)
+
         async def call(*args: Any, **kwargs: Any) -> Any:
             return getattr(self._tier, name)(*args, **kwargs)
 
@@ -131,7 +138,17 @@ class World:
         async def pass_time_in_loop(pause: Pause) -> None:
             pass_time(pause)
 
+        def wait(wait: Wait) -> bool:
+            if not self.hooks.in_wait:
+                return wait.signal.wait(wait.seconds)
+            self.hooks.call(self.hooks.in_wait)
+            return wait.signal.has_fired
+
+        async def wait_in_loop(asked: Wait) -> bool:
+            return wait(asked) if self.hooks.in_wait else await asked.signal.wait_in_loop(asked.seconds)
+
         self.cache.driver._perform[Pause] = pass_time if self._runner is None else pass_time_in_loop
+        self.cache.driver._perform[Wait] = wait if self._runner is None else wait_in_loop
 
     def clock(self) -> float:
         return self.now
@@ -161,13 +178,14 @@ class World:
     def entity(self, loader: Callable[..., Any] | None = None, name: str = ENTITY, **settings: Any) -> Any:
         """A cache of one entity."""
         load = loader or self.load
-        return self._face(self.cache.entity(name, jitter=0.0, early=0.0, **settings), load)
+        return self.face_of(self.cache.entity(name, jitter=0.0, early=0.0, **settings), load)
 
     def derived(self, function: Callable[..., Any], **settings: Any) -> Any:
         """A cache of the results of a function."""
-        return self._face(self.cache.derived("search", jitter=0.0, early=0.0, **settings), function)
+        return self.face_of(self.cache.derived("search", jitter=0.0, early=0.0, **settings), function)
 
-    def _face(self, decorate: Any, function: Callable[..., Any]) -> Any:
+    def face_of(self, decorate: Any, function: Callable[..., Any]) -> Any:
+        """What a decorator makes of a function: of a coroutine function, if the face is that of tasks."""
         if self._runner is None:
             return decorate(function)
 

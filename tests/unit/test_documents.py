@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 from relay import logs
+from relay.cache import numbers
 from relay.cache.tiers import Progress
 from relay.daemon.diagnosis.examine import ORDER
 from relay.daemon.diagnosis.finding import Finding
@@ -137,6 +138,14 @@ def test_every_event_and_metric_that_the_documents_name_exists():
         assert f"`{metric}`" in generated, metric
     for event in re.findall(r"`([a-z]+\.[a-z_]+)`", prose):
         assert f"| `{event}` |" in generated or event in OTHER_NAMES, event
+
+
+def test_every_metric_of_a_cache_is_counted_somewhere():
+    """A figure that is always zero says that all is well."""
+    names = {name for name, value in vars(numbers).items() if isinstance(value, numbers.Metric)}
+    texts = [file.read_text(encoding="utf-8") for file in SOURCES if file.name != "numbers.py"]
+    counted = {name for name in names if any(re.search(rf"\b{name}\b", text) for text in texts)}
+    assert counted == names
 
 
 # JSON fields

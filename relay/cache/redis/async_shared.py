@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError
 from relay.cache.limits import TierLimits
 from relay.cache.redis.async_connections import AsyncConnections
 from relay.cache.redis.coalescing import Coalescer
-from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, read_page, read_time
+from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, pool_of, read_page, read_time
 from relay.cache.redis.failures import FOREIGN, Breaker, tier_error
 from relay.cache.redis.scripts import Call
 from relay.cache.tiers import Applied, Bump, Lease, Page, Position, Progress, Put, Reject
@@ -40,6 +40,9 @@ class AsyncRedisShared:
         namespace: of all keys.
         connections_max: in each loop, for readers, and as many for others.
         commands: for simulations, which bring a clock and tokens of their own.
+
+    Raises:
+        CacheError: RLY-903, if the namespace or the client will not do.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class AsyncRedisShared:
         self.connect_timeout_seconds = connect_timeout_seconds
         self.background_timeout_seconds = background_timeout_seconds
         self._connections_max = connections_max
-        self._pool = client.connection_pool
+        self._pool = pool_of(client)
         self._lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
         self._latest: Lane | None = None
 

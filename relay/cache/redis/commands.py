@@ -87,6 +87,7 @@ class Commands:
         first = _PREFIX.pack(b"R", FORMAT, put.flags & SET_BY_PUT | 1, put.codec, put.schema)
         version, last = pack(">Q", put.version), pack(">II", put.soft_ms, put.load_ms)
         arguments: list[Word] = [self._clock(), put.lease, first, version, last, put.hard_ms, put.payload]
+        arguments.append(self.limits.lease_ms)
         return call(
             PUT, self._keys(self.epoch_key, [put.key, *put.stamps]), [*arguments, *put.stamps.values()], _rejected
         )
@@ -133,6 +134,22 @@ class Commands:
 
     def _clock(self) -> Word:
         return "" if self.clock is None else self.clock()
+
+
+def pool_of(client: Any) -> Any:
+    """The connection pool of a client of redis-py.
+
+    Raises:
+        CacheError: RLY-903, if it has none.
+    """
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        raise CacheError(
+            "RLY-903",
+            f"a client of type {type(client).__qualname__} has no connections to one server",
+            "give the client of the node, or of the sentinels, that holds the namespace",
+        )
+    return pool
 
 
 def read_page(replies: Sequence[Any], count: int) -> Page:

@@ -1,5 +1,5 @@
 -- KEYS: epoch, record, stamps.  ARGV: clock, lease, first 8 bytes, version (8 bytes), last 8 bytes of the header, hard_ms,
--- payload, stamps.
+-- payload, lease_ms, stamps.
 local epoch = epoch_of(KEYS[1])
 if not epoch then
   return 'closed'
@@ -20,7 +20,7 @@ if ARGV[2] == ZEROS8 or head:sub(33, 40) ~= ARGV[2] then
 end
 if has(ARGV[3]:byte(3), DERIVED) then
   for i = 3, #KEYS do
-    if text_of('GET', KEYS[i]) ~= ARGV[i + 5] then
+    if text_of('GET', KEYS[i]) ~= ARGV[i + 6] then
       return 'stamps'
     end
   end
@@ -33,7 +33,10 @@ else
     return 'floor'
   end
 end
-local written = struct.pack('>I8', now_ms(ARGV[1]))
-local record = ARGV[3] .. epoch .. head:sub(17, 24) .. ARGV[4] .. ZEROS16 .. written .. ARGV[5] .. ARGV[7]
+-- The age of a value counts from its load, and the way of the put is part of it: nothing was loaded before the lease.
+local now, granted = now_ms(ARGV[1]), number_at(head, 41) - tonumber(ARGV[8])
+local load_ms = math.min(math.max(struct.unpack('>I4', ARGV[5], 5), now - granted), 4294967295)
+local times = struct.pack('>I8', now) .. ARGV[5]:sub(1, 4) .. struct.pack('>I4', load_ms)
+local record = ARGV[3] .. epoch .. head:sub(17, 24) .. ARGV[4] .. ZEROS16 .. times .. ARGV[7]
 redis.call('SET', KEYS[2], record, 'PX', ARGV[6])
 return 'ok'
