@@ -12,6 +12,7 @@ from functools import update_wrapper
 from typing import Any, Final
 from weakref import WeakSet
 
+from relay.cache.arguments import digest_of_arguments
 from relay.cache.callables import Stats
 from relay.cache.codecs import JsonCodec
 from relay.cache.heat import Heat
@@ -22,7 +23,6 @@ from relay.cache.reader import BYPASS, BYPASSES, Reader, Target
 from relay.cache.server_clock import ServerClock
 from relay.cache.sessions import OpenSession, Sessions
 from relay.cache.settings import DerivedSettings, EntitySettings
-from relay.core.arguments import digest_of_arguments
 from relay.core.names import derived_name, record_name, stamp_name, versioned_prefix
 from relay.core.policy import Session
 from relay.errors import CacheError
@@ -209,6 +209,8 @@ class Assembly:
             reader.bulkhead.reset()
         for heat in self._heats:
             heat.reset()
+        if isinstance(self.recorder, Numbers):
+            self.recorder.after_fork()
 
 
 def _after_fork() -> None:

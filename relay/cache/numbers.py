@@ -210,6 +210,10 @@ class Numbers:
                 values[metric, labels] = values.get((metric, labels), 0) + value
         return Snapshot(values, distributions)
 
+    def after_fork(self) -> None:
+        """In a child: the lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
+
     def as_data(self) -> list[dict[str, object]]:
         """All figures in plain JSON types."""
         return [

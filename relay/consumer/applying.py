@@ -37,6 +37,11 @@ class Applier:
         self._cause: str | None = None
         self.epoch: bytes | None = None
 
+    @property
+    def owes_epoch(self) -> bool:
+        """Whether an epoch has to begin. Offsets that lie behind a gap must not be committed before it has."""
+        return self._cause is not None
+
     def owe_epoch(self, cause: str) -> None:
         """A new epoch has to begin before anything else is applied."""
         self._cause = cause

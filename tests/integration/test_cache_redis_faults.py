@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
+from relay.cache.redis import AsyncRedisShared, RedisShared
 from relay.cache.redis.failures import Breaker
 from relay.cache.tiers import Bump, Grant, Page, Position, Put, Reject, TierError
 from relay.core.record import HAS_VALUE, decode_record
+from relay.errors import CacheError
 from tests.support.proxy import TcpProxy
 from tests.support.redis import private_server
 from tests.support.relay_process import eventually
-from tests.support.tiers import PATIENCE_SECONDS, connect
+from tests.support.tiers import PATIENCE_SECONDS, Blocking, connect
 
 NAMESPACE = "faults"
 KEYS = [f"r:user:{number}" for number in range(10)]
@@ -309,6 +312,19 @@ def test_an_event_whose_answer_was_lost_may_be_applied_again(face, server, tier)
         own.close()
 
 
+def test_a_lease_whose_answer_was_lost_is_granted_to_who_asked(face, server, tier):
+    """A lease that the server gave and nobody heard of does not keep out the one it was given to."""
+    with TcpProxy(server.port) as proxy:
+        own = connect(face, f"redis://127.0.0.1:{proxy.port}", NAMESPACE, timeout_seconds=PATIENCE_SECONDS)
+        own.look(KEYS)
+        sprung = proxy.cut_after(b"EVALSHA")
+        lease = own.lease("r:other:1", 0, [], refresh=False)
+        assert sprung.is_set()
+        assert lease.grant is Grant.GRANTED
+        assert own.put(put_of("r:other:1", lease.lease, b"value")) is None
+        own.close()
+
+
 def test_something_else_on_the_port_is_a_reason(face):
     """A server that speaks another language is a reason, and no value."""
     import socketserver
@@ -365,6 +381,32 @@ def test_a_value_beyond_the_limit_is_not_sent_and_its_lease_is_given_back(tier):
     assert tier.put(put_of("r:large:1", lease.lease, payload)) is Reject.TOO_LARGE
     assert tier.look(["r:large:1"]).records == [None]
     assert tier.lease("r:large:1", 0, [], refresh=False).grant is Grant.GRANTED
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"protocol": 3}, {"socket_timeout": 5}, {"db": 3}])
+def test_a_client_of_ones_own_may_be_given(face, server, options):
+    """Whatever a service's client decodes or speaks, the tier reads bytes and writes into the client's database."""
+    kind, around = (Redis, RedisShared) if face == "sync" else (AsyncRedis, AsyncRedisShared)
+    tier = around(kind.from_url(server.url, **options), NAMESPACE)
+    own = tier if face == "sync" else Blocking(tier)
+    until_answered(lambda: fill(own))
+    assert payloads(until_answered(lambda: own.look(KEYS))) == [key.encode() for key in KEYS]
+    with Redis.from_url(server.url, db=options.get("db", 0)) as client:
+        assert len(client.keys("*")) == len(KEYS) + 2
+    own.close()
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "a{b}", "ü", "x" * 101])
+def test_a_namespace_that_cannot_be_a_hash_tag_is_refused(namespace):
+    """A namespace is made of the characters that cannot be mistaken for something else in a key."""
+    with pytest.raises(CacheError, match="RLY-903"):
+        RedisShared.from_url("redis://127.0.0.1:1", namespace)
+
+
+def test_a_client_without_connections_of_its_own_is_refused():
+    """A cluster's client spreads commands over nodes; a namespace lives on one of them."""
+    with pytest.raises(CacheError, match="RLY-903"):
+        RedisShared(object(), NAMESPACE)  # type: ignore[arg-type]
 
 
 FORKING = """\

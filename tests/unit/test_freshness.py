@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.arguments import digest_of_arguments
+from relay.cache.arguments import digest_of_arguments
 from relay.core.freshness import Copy, Verdict, early_by, jittered, judge
 from relay.core.policy import Bounded, Eventual, Session, Strong
 from relay.core.record import VERSION_MAX

@@ -36,3 +36,23 @@ def test_a_revision_loads_nothing_but_alembic():
     loaded = set(done.stdout.split())
     assert "alembic" in loaded
     assert not (FOREIGN - {"sqlalchemy"}) & loaded
+
+
+WITHOUT = """\
+import sys
+for name in ("redis", "hiredis", "orjson", "pydantic", "confluent_kafka", "prometheus_client", "psycopg", "sqlalchemy"):
+    sys.modules[name] = None
+import relay.consumer
+from relay.cache import Cache, Local, Need, Versioned
+cache = Cache("alone", local=Local())
+@cache.entity("user")
+def user(id: int, need: Need):
+    return Versioned({"id": id}, 1)
+print(user(7), user(7))
+"""
+
+
+def test_the_process_tier_needs_nothing_that_is_optional():
+    """A cache without a shared tier works where none of the extras is installed, and the consumer can be imported."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "{'id': 7} {'id': 7}", done.stderr

@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError
 from relay.cache.limits import TierLimits
 from relay.cache.redis.async_connections import AsyncConnections
 from relay.cache.redis.coalescing import Coalescer
-from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, read_page, read_time
+from relay.cache.redis.commands import KEYS_MAX, Commands, parsed, pool_of, read_page, read_time
 from relay.cache.redis.failures import FOREIGN, Breaker, tier_error
 from relay.cache.redis.scripts import Call
 from relay.cache.tiers import Applied, Bump, Lease, Page, Position, Progress, Put, Reject
@@ -27,8 +27,8 @@ class Lane:
 
     def __init__(self, tier: AsyncRedisShared, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.readers = tier.connections(tier.timeout_seconds)
-        self.background = tier.connections(tier.background_timeout_seconds)
+        self.readers = tier.connections(tier.timeout_seconds, lambda: tier.breaker.is_open)
+        self.background = tier.connections(tier.background_timeout_seconds, lambda: False)
         self.coalescer = Coalescer(loop, tier.look_at_once, KEYS_MAX)
 
 
@@ -40,6 +40,9 @@ class AsyncRedisShared:
         namespace: of all keys.
         connections_max: in each loop, for readers, and as many for others.
         commands: for simulations, which bring a clock and tokens of their own.
+
+    Raises:
+        CacheError: RLY-903, if the namespace or the client will not do.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class AsyncRedisShared:
         self.connect_timeout_seconds = connect_timeout_seconds
         self.background_timeout_seconds = background_timeout_seconds
         self._connections_max = connections_max
-        self._pool = client.connection_pool
+        self._pool = pool_of(client)
         self._lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
         self._latest: Lane | None = None
 
@@ -155,13 +158,14 @@ class AsyncRedisShared:
         await lane.readers.close()
         await lane.background.close()
 
-    def connections(self, timeout_seconds: float) -> AsyncConnections:
+    def connections(self, timeout_seconds: float, is_bypassed: Callable[[], bool]) -> AsyncConnections:
         """Connections for the running event loop."""
         return AsyncConnections(
             self._pool,
             timeout_seconds=timeout_seconds,
             connect_timeout_seconds=max(self.connect_timeout_seconds, timeout_seconds),
             connections_max=self._connections_max,
+            is_bypassed=is_bypassed,
         )
 
     def _lane(self) -> Lane:

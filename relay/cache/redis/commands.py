@@ -136,6 +136,22 @@ class Commands:
         return "" if self.clock is None else self.clock()
 
 
+def pool_of(client: Any) -> Any:
+    """The connection pool of a client of redis-py.
+
+    Raises:
+        CacheError: RLY-903, if it has none.
+    """
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        raise CacheError(
+            "RLY-903",
+            f"a client of type {type(client).__qualname__} has no connections to one server",
+            "give the client of the node, or of the sentinels, that holds the namespace",
+        )
+    return pool
+
+
 def read_page(replies: Sequence[Any], count: int) -> Page:
     """What a look for this many keys found. The last epoch judges all records: older ones are of another epoch."""
     records: list[bytes | None] = replies[0][:-1]

@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from relay.cache.limits import TierLimits
-from relay.cache.redis.commands import Commands, parsed, read_page, read_time
+from relay.cache.redis.commands import Commands, parsed, pool_of, read_page, read_time
 from relay.cache.redis.connections import Connections
 from relay.cache.redis.failures import FOREIGN, Breaker, tier_error
 from relay.cache.redis.scripts import Call
@@ -29,6 +29,9 @@ class RedisShared:
         background: how those connect who can wait: consumers and feeds. By default as the readers do.
         breaker: when readers stop asking.
         commands: for simulations, which bring a clock and tokens of their own.
+
+    Raises:
+        CacheError: RLY-903, if the namespace or the client will not do.
     """
 
     def __init__(
@@ -43,8 +46,8 @@ class RedisShared:
     ) -> None:
         self.commands = commands or Commands(namespace, limits or TierLimits())
         self.breaker = breaker or Breaker()
-        self._readers = Connections(client.connection_pool)
-        self._background = Connections((background or client).connection_pool)
+        self._readers = Connections(pool_of(client))
+        self._background = Connections(pool_of(background or client))
 
     @classmethod
     def from_url(
