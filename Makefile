@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test check format docs bench faults clean
+.PHONY: help demo test check format docs bench races faults clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,8 +39,16 @@ docs: $(STAMP) ## write the tables of the documents from the code
 bench: $(STAMP) ## the figures, each with its limit and their ratio (about an hour and a half; ARGS=drain for one)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+races: .cache/races/.installed ## ten races, played with the caches in use: the table of docs/COMPARISON-CACHES.md
+	@.cache/races/bin/python -m tests.races
+
+.cache/races/.installed: pyproject.toml
+	@$(PYTHON) -m venv .cache/races
+	@.cache/races/bin/pip install --quiet --disable-pip-version-check -e '.[races]'
+	@touch $@
+
 faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n replays (about an hour)
 	@$(BIN)/python -m pytest -m faults -rA --timeout 3600 $(ARGS)
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -79,7 +79,7 @@ class ReferenceTier:
                 return Lease(Grant.CLOSED, NO_LEASE, 0, None, None, now, [])
             held = [self._stamp(stamp, token, now) for stamp in stamps]
             record = self._record(key, now)
-            grant = self._grant(record, want, refresh, now)
+            grant = self._grant(record, want, refresh, token, now)
             if grant is Grant.GRANTED:
                 leased = (record or EMPTY)._replace(
                     epoch=self.epoch, lease=token, lease_until_ms=now + self.limits.lease_ms
@@ -196,14 +196,15 @@ class ReferenceTier:
         with self._lock:
             self.held.pop(key, None)
 
-    def _grant(self, record: Record | None, want: int, refresh: bool, now: int) -> Grant:
+    def _grant(self, record: Record | None, want: int, refresh: bool, token: bytes, now: int) -> Grant:
         if record is None:
             return Grant.GRANTED
         if record.flags & UNKNOWN:
             return Grant.UNKNOWN
         if not refresh and _is_usable(record, want):
             return Grant.USABLE
-        if record.lease != NO_LEASE and record.lease_until_ms > now:
+        # A lease may be asked for again, under its own token, if its first answer was lost.
+        if record.lease not in (NO_LEASE, token) and record.lease_until_ms > now:
             return Grant.BUSY
         return Grant.GRANTED
 

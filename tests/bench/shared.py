@@ -15,7 +15,7 @@ from tests.bench.parts import SCALE, median, report
 
 ROUNDS = 5
 BATCH = 500
-EVENTS = max(5_000, round(100_000 * SCALE))
+EVENTS = max(5_000, round(50_000 * SCALE))
 ENTRIES = max(1_000, round(50_000 * SCALE))
 PAYLOAD = b'{"id": 42, "name": "somebody", "email": "somebody@example.org"}'
 LIFETIME_MS = 600_000
@@ -55,7 +55,7 @@ def set_all(client: Redis, events: list[list[Bump]]) -> None:
 def applying() -> None:
     """Events of entities that nobody has read, and of entities whose values they outdate."""
     with EmbeddedRedis() as server, Redis.from_url(server.url) as client:
-        tier = RedisShared.from_url(server.url, "bench")
+        tier = RedisShared.from_url(server.url, "bench", timeout_seconds=10)
         found: dict[str, list[tuple[float, float]]] = {"new": [], "known": [], "outdated": []}
         for number in range(ROUNDS + 1):
             client.flushdb()
@@ -90,7 +90,7 @@ def put_all(tier: RedisShared, names: list[str], version: int) -> None:
 def weights() -> None:
     """Bytes of the server per key, beside a plain SET of the same key and payload."""
     with EmbeddedRedis() as server, Redis.from_url(server.url) as client:
-        tier = RedisShared.from_url(server.url, "bench")
+        tier = RedisShared.from_url(server.url, "bench", timeout_seconds=10)
         names = [f"r:user:{number}" for number in range(ENTRIES)]
 
         def weigh(fill: Callable[[], object]) -> float:

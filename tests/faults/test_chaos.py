@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psycopg
 import pytest
@@ -20,6 +20,7 @@ import pytest
 from relay.demo.postgres import EmbeddedPostgres
 from tests.support import nemesis, scenario
 from tests.support.kafka import KafkaCluster, fresh_topic
+from tests.support.mending import Mending
 from tests.support.postgres import fresh_database, private_server
 from tests.support.proxy import TcpProxy
 from tests.support.relay_process import RelayProcess
@@ -57,32 +58,15 @@ def own_kafka() -> Iterator[KafkaCluster]:
         yield cluster
 
 
-@dataclass
-class Chaos:
-    """What is broken now, and when each of it is to be mended."""
+@dataclass(kw_only=True)
+class Chaos(Mending):
+    """The parts that are hurt, and how."""
 
     run: scenario.Run
     postgres: EmbeddedPostgres
     dsn: str
     proxy: TcpProxy
     kafka: KafkaCluster
-    counts: Counter[str] = field(default_factory=Counter)
-    mends: list[tuple[float, str, Callable[[], None]]] = field(default_factory=list)
-
-    def is_free(self, *names: str) -> bool:
-        """Whether none of these is broken now."""
-        return not {name for _, name, _ in self.mends} & set(names)
-
-    def later(self, seconds: float, name: str, mend: Callable[[], None]) -> None:
-        self.mends.append((time.monotonic() + seconds, name, mend))
-
-    def mend(self, *, all_of_it: bool = False) -> None:
-        """Mends what is due."""
-        now = time.monotonic()
-        due = sorted((mend for mend in self.mends if all_of_it or mend[0] <= now), key=lambda mend: mend[0])
-        self.mends = [mend for mend in self.mends if mend not in due]
-        for _, _, act in due:
-            act()
 
     def count(self, name: str, units: int = 0) -> None:
         """Notes a fault and how many units it may have cost."""
@@ -227,7 +211,7 @@ def test_ten_minutes_of_chaos_keep_the_promise(own_postgres, own_kafka):
 
     def break_everything(run: scenario.Run) -> None:
         runs.append(run)
-        chaos = Chaos(run, own_postgres, dsn, proxy, own_kafka, counts)
+        chaos = Chaos(run=run, postgres=own_postgres, dsn=dsn, proxy=proxy, kafka=own_kafka, counts=counts)
         faults, weights = list(FAULTS), list(FAULTS.values())
         until = time.monotonic() + run.seconds
         try:

@@ -167,7 +167,7 @@ def twins(request, redis_url) -> Iterator[Twins]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -263,7 +263,7 @@ class Walk:
         self.twins.clock.now_ms += self.draw.choice([100, 5_999, 6_000, 6_001])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("twins", "seed"), [*(("sync", seed) for seed in range(5)), ("async", 5)], indirect=["twins"])
 def test_a_long_walk_leaves_what_the_reference_says(twins, seed):
     """After each of hundreds of operations that build on one another, both are the same."""
     walk = Walk(twins, seed)

@@ -176,6 +176,23 @@ def test_one_tier_serves_loops_in_several_threads(server):
     assert found == [True] * 600
 
 
+def test_those_who_queue_for_a_dead_server_are_told_together(server):
+    """Five hundred leases of a frozen server cost the wait of those who have a connection, and no wait after theirs."""
+
+    async def ask() -> None:
+        held = Breaker(bypass_seconds=(3600.0, 3600.0))
+        async with connected(server.url, timeout_seconds=0.3, connect_timeout_seconds=0.3, breaker=held) as tier:
+            server.pause()
+            asked = (tier.lease(f"r:many:{number}", 0, [], refresh=False) for number in range(500))
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            server.resume()
+        reasons = [one.reason for one in found]
+        assert reasons.count("timeout") <= 32
+        assert reasons.count("timeout") + reasons.count("bypassed") == 500
+
+    asyncio.run(ask())
+
+
 def test_more_callers_than_connections_wait_for_each_other(server):
     """Five hundred leases at once are granted over 32 connections."""
 

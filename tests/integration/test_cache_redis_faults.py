@@ -312,6 +312,19 @@ def test_an_event_whose_answer_was_lost_may_be_applied_again(face, server, tier)
         own.close()
 
 
+def test_a_lease_whose_answer_was_lost_is_granted_to_who_asked(face, server, tier):
+    """A lease that the server gave and nobody heard of does not keep out the one it was given to."""
+    with TcpProxy(server.port) as proxy:
+        own = connect(face, f"redis://127.0.0.1:{proxy.port}", NAMESPACE, timeout_seconds=PATIENCE_SECONDS)
+        own.look(KEYS)
+        sprung = proxy.cut_after(b"EVALSHA")
+        lease = own.lease("r:other:1", 0, [], refresh=False)
+        assert sprung.is_set()
+        assert lease.grant is Grant.GRANTED
+        assert own.put(put_of("r:other:1", lease.lease, b"value")) is None
+        own.close()
+
+
 def test_something_else_on_the_port_is_a_reason(face):
     """A server that speaks another language is a reason, and no value."""
     import socketserver

@@ -6,7 +6,7 @@ import pytest
 
 from relay.cache import Local, RedisShared
 from relay.cache.reference import ReferenceTier
-from relay.cache.tiers import Position
+from relay.cache.tiers import Position, Progress
 from relay.consumer import Consumer, Feed
 from tests.support import redis
 from tests.support.consumers import Writer, fresh_group, is_settled, until
@@ -18,9 +18,19 @@ def writer(kafka, topic) -> Writer:
     return Writer(kafka.bootstrap, topic)
 
 
+class Tier(ReferenceTier):
+    """Counts how often somebody asked how far it is."""
+
+    asked = 0
+
+    def progress(self) -> Progress:
+        self.asked += 1
+        return super().progress()
+
+
 @pytest.fixture
-def tier() -> ReferenceTier:
-    return ReferenceTier()
+def tier() -> Tier:
+    return Tier()
 
 
 @pytest.fixture
@@ -41,8 +51,7 @@ def test_the_tier_is_open_from_the_barrier_to_the_stop(settings, tier, topic):
     Writer(settings["kafka"]["bootstrap.servers"], topic).touch_all([("user", str(n), 1) for n in range(80)])
     with feed:
         assert not local.is_open
-        until("it follows", lambda: feed.health().progress_age_seconds is not None and len(feed.health().lag) == 8)
-        until("it has heard of the shared tier", lambda: feed.health().progress_age_seconds < 1)
+        until("it has asked the shared tier, and again", lambda: tier.asked >= 3)
         assert not local.is_open
         assert [problem.code for problem in feed.health().problems] == ["RLY-939"]
         with Consumer(group=fresh_group(), from_beginning=True, **settings) as consumer:
@@ -75,6 +84,17 @@ def test_without_a_shared_tier_the_process_tier_opens_at_its_join(settings):
     with Feed(local=local, **(settings | {"shared": None})) as feed:
         until("the tier is open", lambda: local.is_open)
         until("there is proof", lambda: feed.health().progress_age_seconds < 2)
+
+
+def test_a_consumer_brings_the_feed_of_its_own_process_along(settings, writer):
+    """Given the process tier, it opens and closes it, and its health speaks for both."""
+    local = Local()
+    with Consumer(group=fresh_group(), local=local, **settings) as consumer:
+        until("the tier is open", lambda: local.is_open)
+        writer.touch_all([("user", "1", 3)])
+        until("the event reached it", lambda: floor(local, "1") == 3)
+        until("both are well", lambda: consumer.health().is_healthy)
+    assert not local.is_open
 
 
 def test_a_new_epoch_closes_the_tier_until_the_feed_has_joined_anew(settings, tier):

@@ -245,7 +245,7 @@ class CacheMachine(RuleBasedStateMachine):
         for id_ in IDS:
             held = self.tier.held.get(record_name(ENTITY, id_))
             record = decode_record(held.data) if held and held.until_ms > self.world.clock_ms() else None
-            if record is not None and record.epoch == self.tier.epoch and record.is_current:
+            if record is not None and record.epoch == self.tier.epoch and record.has_value:
                 assert record.payload.decode() == text_of(id_, record.version)
                 assert forgot or self._is_right(id_, record.version, owner), f"Redis holds {record}"
             assert record is None or record.floor <= self.world.rows[id_], "a floor of the future"

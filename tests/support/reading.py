@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from relay.cache import AsyncCache, Cache, Local, Need, Versioned
-from relay.cache.effects import Pause
+from relay.cache.effects import Pause, Wait
 from relay.cache.limits import TierLimits
 from relay.cache.numbers import REJECTS, Numbers
 from relay.cache.reference import ReferenceTier
@@ -29,6 +29,7 @@ class Hooks:
     def __init__(self) -> None:
         self.in_load: list[Hook] = []
         self.in_look: list[Hook] = []
+        self.in_wait: list[Hook] = []
 
     @staticmethod
     def call(hooks: list[Hook]) -> None:
@@ -137,7 +138,17 @@ class World:
         async def pass_time_in_loop(pause: Pause) -> None:
             pass_time(pause)
 
+        def wait(wait: Wait) -> bool:
+            if not self.hooks.in_wait:
+                return wait.signal.wait(wait.seconds)
+            self.hooks.call(self.hooks.in_wait)
+            return wait.signal.has_fired
+
+        async def wait_in_loop(asked: Wait) -> bool:
+            return wait(asked) if self.hooks.in_wait else await asked.signal.wait_in_loop(asked.seconds)
+
         self.cache.driver._perform[Pause] = pass_time if self._runner is None else pass_time_in_loop
+        self.cache.driver._perform[Wait] = wait if self._runner is None else wait_in_loop
 
     def clock(self) -> float:
         return self.now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -527,7 +528,7 @@ def test_a_forked_child_reads_on_its_own():
     with Cache("test", local=Local()) as cache:
         loads: list[int] = []
 
-        @cache.entity("user", hard_ttl=600)
+        @cache.entity("user", hard_ttl=600, load_seconds=1000)
         def user(id: int, need: Need) -> Versioned[int]:  # noqa: A002
             loads.append(id)
             return Versioned(id, 1)
@@ -538,6 +539,7 @@ def test_a_forked_child_reads_on_its_own():
         assert flight is not None
         child = os.fork()
         if not child:
+            signal.alarm(20)
             os._exit(0 if user(2) == 2 and user(1) == 1 and loads == [1, 2] else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

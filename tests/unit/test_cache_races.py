@@ -353,6 +353,7 @@ def test_an_entity_whose_event_could_not_be_applied_is_kept_nowhere(world):
     world.commit(1, "value")
     world.tier.reference.apply([Bump(world.record(1), None, unknown=True)], (), ())
     assert user.read(1).tier == user.read(1).tier == "source"
+    assert all(need.primary for _, need in world.loads)
 
 
 def test_an_invalidation_without_a_version_stops_what_is_being_loaded(world):
@@ -378,8 +379,9 @@ def test_a_reader_who_came_after_an_event_is_not_given_what_was_loaded_before_it
     assert leads
     overtaken(bare, 1, "new")
     flight.landed = Found("old", 1, "source", 1000.0)
-    bare.hooks.in_look.append(lambda: reader.flights.leave(flight))
+    bare.hooks.in_wait.append(lambda: reader.flights.leave(flight))
     assert user(1) == "new"
+    assert not bare.hooks.in_wait
     assert user.read(1, policy=Eventual()).version == 2
 
 

@@ -165,7 +165,7 @@ def test_threads_whose_loads_wait_for_one_another_do_not_wait_for_ever(cache):
     both = threading.Barrier(2)
     is_first: set[str] = {"left", "right"}
 
-    @cache.entity("left")
+    @cache.entity("left", load_seconds=1000)
     def left(id: int, need: Need) -> Versioned[str]:  # noqa: A002
         if "left" in is_first:
             is_first.remove("left")
@@ -173,7 +173,7 @@ def test_threads_whose_loads_wait_for_one_another_do_not_wait_for_ever(cache):
             return Versioned("left of " + right(id), 1)
         return Versioned("left alone", 1)
 
-    @cache.entity("right")
+    @cache.entity("right", load_seconds=1000)
     def right(id: int, need: Need) -> Versioned[str]:  # noqa: A002
         if "right" in is_first:
             is_first.remove("right")
@@ -194,7 +194,7 @@ def test_tasks_whose_loads_wait_for_one_another_do_not_wait_for_ever():
             both = asyncio.Barrier(2)
             is_first: set[str] = {"left", "right"}
 
-            @cache.entity("left")
+            @cache.entity("left", load_seconds=1000)
             async def left(id: int, need: Need) -> Versioned[str]:  # noqa: A002
                 if "left" in is_first:
                     is_first.remove("left")
@@ -202,7 +202,7 @@ def test_tasks_whose_loads_wait_for_one_another_do_not_wait_for_ever():
                     return Versioned("left of " + await right(id), 1)
                 return Versioned("left alone", 1)
 
-            @cache.entity("right")
+            @cache.entity("right", load_seconds=1000)
             async def right(id: int, need: Need) -> Versioned[str]:  # noqa: A002
                 if "right" in is_first:
                     is_first.remove("right")
@@ -269,6 +269,23 @@ def test_closing_cancels_loads_and_releases_those_who_wait():
         await started.wait()
         await cache.aclose()
         assert await waiter == "second"
+
+    asyncio.run(asyncio.wait_for(go(), PATIENCE))
+
+
+def test_a_load_that_is_cancelled_before_it_began_releases_those_who_wait():
+    async def go() -> None:
+        cache = AsyncCache("test")
+
+        @cache.entity("user")
+        async def user(id: int, need: Need) -> Versioned[str]:  # noqa: A002
+            return Versioned("value", 1)
+
+        waiter = asyncio.ensure_future(user(1))
+        await asyncio.sleep(0)
+        assert reader_of(cache).flights.count == 1
+        await cache.aclose()
+        assert await waiter == "value"
 
     asyncio.run(asyncio.wait_for(go(), PATIENCE))
 

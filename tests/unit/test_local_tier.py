@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay.cache.eviction import Entry
-from relay.cache.local import Local
+from relay.cache.local import Local, Mark
 
 AT = ("changes", 0, 7)
 
@@ -68,7 +68,9 @@ def test_what_began_before_it_was_closed_or_opened_is_not_put(process):
     assert process.local.mark() is None
     assert process.put("1", 1, None) == "closed"
     while_closed = process.local.mark()
+    just_before = Mark(process.local.generation, process.now)  # opened between the two looks that `mark` takes
     assert process.local.open(ticket)
+    assert process.put("1", 1, just_before) == "generation"
     assert process.put("1", 1, before) == "generation"
     assert process.put("1", 1, while_closed) == "closed"
     assert process.put("1", 1) is None
@@ -84,8 +86,9 @@ def test_an_old_ticket_does_not_open_what_was_closed_again(process):
 
 def test_a_floor_stays_until_the_shared_tier_has_passed_it_and_no_fill_is_older(process):
     process.local.apply("user", "1", 2, AT)
-    process.now += 1000
-    assert process.local.sweep({("changes", 0): 7}) == 0
+    for _ in range(3):
+        process.now += 1000
+        assert process.local.sweep({("changes", 0): 7, ("changes", 1): 99}) == 0
     mark = process.local.mark()
     assert process.local.sweep({("changes", 0): 8}) == 0
     process.now += 20

@@ -8,7 +8,7 @@ two more turns to hand over what has arrived: a loop that is late is no reason t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ResponseError
 
 from relay.cache.redis.scripts import Word
+from relay.cache.tiers import TierError
 
 
 class Deadline:
@@ -52,14 +53,22 @@ class AsyncConnections:
 
     Args:
         connections_max: at once. Who comes later waits for one.
+        is_bypassed: whether the server has been found dead, for those who waited.
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, timeout_seconds: float, connect_timeout_seconds: float, connections_max: int
+        self,
+        pool: ConnectionPool,
+        *,
+        timeout_seconds: float,
+        connect_timeout_seconds: float,
+        connections_max: int,
+        is_bypassed: Callable[[], bool],
     ) -> None:
         self._pool: Any = pool
         self._timeout_seconds = timeout_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
+        self._is_bypassed = is_bypassed
         self._idle: list[Any] = []
         self._places = asyncio.Semaphore(connections_max)
 
@@ -76,8 +85,12 @@ class AsyncConnections:
 
         Raises:
             redis.RedisError, OSError: one of them failed.
+            TierError: bypassed. Those before us in the queue have waited in vain, and we need not.
         """
+        has_waited = self._places.locked()
         async with self._places:
+            if has_waited and self._is_bypassed():
+                raise TierError("bypassed")
             if not self._idle:
                 return await self._exchange(self._pool.make_connection(), commands)
             connection = self._idle.pop()

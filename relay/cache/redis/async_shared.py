@@ -27,8 +27,8 @@ class Lane:
 
     def __init__(self, tier: AsyncRedisShared, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.readers = tier.connections(tier.timeout_seconds)
-        self.background = tier.connections(tier.background_timeout_seconds)
+        self.readers = tier.connections(tier.timeout_seconds, lambda: tier.breaker.is_open)
+        self.background = tier.connections(tier.background_timeout_seconds, lambda: False)
         self.coalescer = Coalescer(loop, tier.look_at_once, KEYS_MAX)
 
 
@@ -158,13 +158,14 @@ class AsyncRedisShared:
         await lane.readers.close()
         await lane.background.close()
 
-    def connections(self, timeout_seconds: float) -> AsyncConnections:
+    def connections(self, timeout_seconds: float, is_bypassed: Callable[[], bool]) -> AsyncConnections:
         """Connections for the running event loop."""
         return AsyncConnections(
             self._pool,
             timeout_seconds=timeout_seconds,
             connect_timeout_seconds=max(self.connect_timeout_seconds, timeout_seconds),
             connections_max=self._connections_max,
+            is_bypassed=is_bypassed,
         )
 
     def _lane(self) -> Lane:

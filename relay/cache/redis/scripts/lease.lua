@@ -39,7 +39,7 @@ else
     grant = 'unknown'
   elseif usable and ARGV[4] == '0' then
     grant = 'usable'
-  elseif data:sub(33, 40) ~= ZEROS8 and number_at(data, 41) > now then
+  elseif data:sub(33, 40) ~= ZEROS8 and data:sub(33, 40) ~= token and number_at(data, 41) > now then
     grant = 'busy'
   else
     redis.call('SETRANGE', KEYS[2], 32, lease)
