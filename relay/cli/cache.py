@@ -51,7 +51,7 @@ def cache() -> None:
 @click.option("--records", type=click.IntRange(0), default=1000, show_default=True, help="The sample, at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(topic: str, records: int, as_json: bool) -> None:
-    """Show the epoch, how far events have been applied, and what entries cost in memory. Changes nothing.
+    """Show the epoch, the progress, and what lies there. Changes nothing.
 
     With Kafka's address in the settings, also how many events are not applied yet.
     """
