@@ -175,7 +175,7 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         need = digest_of(page.records[1:])
     if reader.local is None and (need or not reader.is_derived):
         moment = reader.moment(page.epoch, policy)
-        found = None if moment is None else reader.glance(page.records, (need,), moment)[0]
+        found = None if moment is None else reader.at_a_glance.glance(page.records[0], need, moment)
         if found is not None:
             return Sight(need, found)
     sight = reader.see(page.epoch, page.records[0], need, policy)
