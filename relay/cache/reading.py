@@ -123,6 +123,8 @@ def through(reader: Reader, target: Target, want: int, policy: Policy, looked: A
 
 def tiers(reader: Reader, target: Target, want: int, policy: Policy) -> Steps[Attempt]:
     """What the process tier has, or else the shared one: `sight.found`, or what is to be loaded."""
+    if reader.local is None:
+        return Attempt(target, policy, (yield from look(reader, target, want, policy)), None, None)
     mark = reader.mark()
     need = max(want, reader.space.floor(target.key))
     entry = reader.space.entries.get(target.key)

@@ -59,13 +59,13 @@ ENTITY, RESULT = reader(), reader(is_derived=True)
 
 
 @given(record=records, need=st.integers(0, 4), policy=policies)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_glance_at_the_record_of_an_entity_finds_what_a_close_look_finds(record, need, policy):
     agree(ENTITY, record, need, policy)
 
 
 @given(record=records, need=st.integers(1, 4), policy=policies)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_glance_at_a_result_finds_what_a_close_look_finds(record, need, policy):
     agree(RESULT, record._replace(flags=record.flags | DERIVED, floor=0), need, policy)
 
@@ -105,7 +105,7 @@ def test_a_glance_at_bytes_that_are_no_record_finds_nothing():
 
 
 @given(records=st.lists(records, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_values_of_many_are_those_of_each(records):
     moment = ENTITY.moment(EPOCH, Eventual())
     assert moment is not None
