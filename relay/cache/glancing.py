@@ -75,7 +75,8 @@ class Glancer:
         ):
             return None
         try:
-            return Found(self._decode(data[HEADER_BYTES:]), version, "shared", as_of)
+            # Past the constructor of named tuples, which takes as long as what is above.
+            return tuple.__new__(Found, (self._decode(data[HEADER_BYTES:]), version, "shared", as_of, False))
         except Exception:  # Bytes that cannot be read are a miss, whatever the codec says of them.
             return None
 

@@ -97,6 +97,13 @@ def through(reader: Reader, target: Target, want: int, policy: Policy, looked: A
     Args:
         looked: what a look for many has shown, if there was one.
     """
+    if looked is None and reader.local is None:
+        # Without a process tier a hit needs no more than this.
+        sight = yield from look(reader, target, want, policy)
+        if sight.found is not None and not sight.is_due:
+            reader.hit(sight.found.tier, sight.found.as_of)
+            return sight.found
+        looked = Attempt(target, policy, sight, None, None)
     sight = Sight(want)
     try:
         for _ in range(ATTEMPTS):
@@ -123,8 +130,6 @@ def through(reader: Reader, target: Target, want: int, policy: Policy, looked: A
 
 def tiers(reader: Reader, target: Target, want: int, policy: Policy) -> Steps[Attempt]:
     """What the process tier has, or else the shared one: `sight.found`, or what is to be loaded."""
-    if reader.local is None:
-        return Attempt(target, policy, (yield from look(reader, target, want, policy)), None, None)
     mark = reader.mark()
     need = max(want, reader.space.floor(target.key))
     entry = reader.space.entries.get(target.key)
