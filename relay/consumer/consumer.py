@@ -8,18 +8,21 @@ import os
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from relay.cache.local import Local
 from relay.cache.numbers import Numbers, Recorder
 from relay.cache.tiers import SharedTier
 from relay.consumer import failpoints  # noqa: F401 - so that their names are known before the consumer runs
 from relay.consumer.calls import HookSettings
 from relay.consumer.events import say
+from relay.consumer.feed import Feed
 from relay.consumer.health import Health, Troubles
 from relay.consumer.hooks import Hook, Hooks
-from relay.consumer.settings import consumer_properties
+from relay.consumer.settings import check_properties, consumer_properties
 from relay.core.change import LIMITS, Limits
 from relay.errors import CacheError, ConfigError
 
@@ -37,6 +40,7 @@ class Consumer:
         topics: what to consume.
         group: consumers of one group share the partitions.
         shared: the shared tier that this group keeps right, if there is one.
+        local: the process tier of this service: a `Feed` for it starts and stops with the consumer.
         hooks: deadlines, tries and threads of hooks.
         hook_loop: where hooks that are coroutine functions run. By default the loop in which `async with` is entered,
             otherwise one of the consumer's own.
@@ -57,6 +61,7 @@ class Consumer:
         topics: Sequence[str],
         group: str,
         shared: SharedTier | None = None,
+        local: Local | None = None,
         hooks: HookSettings | None = None,
         hook_loop: asyncio.AbstractEventLoop | None = None,
         dead_letters: Mapping[str, str] | None = None,
@@ -78,6 +83,12 @@ class Consumer:
         self._hooks = Hooks()
         self._hook_settings = hooks or HookSettings()
         self._hook_loop = hook_loop
+        self._may_choose_loop = hook_loop is None
+        self._feed: Feed | None = None
+        if local is not None:
+            self._feed = Feed(
+                kafka=kafka, topics=topics, local=local, shared=shared, limits=limits, recorder=recorder, name=group
+            )
         self._dead_letters = dict(dead_letters or {})
         self._lock = threading.Lock()
         self._loop: Loop | None = None
@@ -115,6 +126,8 @@ class Consumer:
             self._pid = os.getpid()
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="relay-consumer", daemon=True)
             self._thread.start()
+        if self._feed is not None:
+            self._feed.start()
         say(logging.INFO, "consumer.started", consumer=self._name, topics=",".join(self._topics))
 
     def stop(self, *, drain: bool = True, timeout_seconds: float = STOP_SECONDS) -> None:
@@ -122,6 +135,8 @@ class Consumer:
 
         A second stop, or one before the start, does nothing.
         """
+        if self._feed is not None:
+            self._feed.stop()
         with self._lock:
             thread, loop = self._thread, self._loop
         if thread is None or loop is None or self._pid != os.getpid():
@@ -142,9 +157,12 @@ class Consumer:
             raise self._failure
 
     def health(self) -> Health:
-        """How it is doing."""
+        """How it is doing; the problems are also those of its feed, if it has one."""
         loop = self._loop
-        return Health(False, {}, None, ()) if loop is None else loop.health()
+        health = Health(False, {}, None, ()) if loop is None else loop.health()
+        if self._feed is None or not health.is_running:
+            return health
+        return replace(health, problems=health.problems + self._feed.health().problems)
 
     def __enter__(self) -> Self:
         self.start()
@@ -154,7 +172,7 @@ class Consumer:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        if self._hook_loop is None:
+        if self._may_choose_loop:
             self._hook_loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.start)
         return self
@@ -172,6 +190,7 @@ class Consumer:
             from relay.consumer.source import Source
         except ImportError:
             raise ConfigError("RLY-208", "confluent-kafka is not installed", "pip install 'relay[consumer]'") from None
+        check_properties(self._properties)
         troubles = Troubles()
         runner = Runner(
             self._name,

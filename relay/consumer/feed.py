@@ -30,7 +30,7 @@ from relay.cache.numbers import FEED_SILENCE, Numbers, Recorder
 from relay.cache.tiers import SharedTier
 from relay.consumer.events import say
 from relay.consumer.health import Health, Troubles
-from relay.consumer.settings import consumer_properties
+from relay.consumer.settings import check_properties, consumer_properties
 from relay.core.backoff import backoff_seconds
 from relay.core.change import LIMITS, Limits
 from relay.errors import CacheError, ConfigError
@@ -89,12 +89,13 @@ class Feed:
         """Closes the tier, starts the thread that will open it, and returns at once. Started twice, it goes on.
 
         Raises:
-            ConfigError: RLY-208, confluent-kafka is not installed.
+            ConfigError: RLY-206, librdkafka refuses a property; RLY-208, confluent-kafka is not installed.
         """
         try:
             from relay.consumer.follower import Follower
         except ImportError:
             raise ConfigError("RLY-208", "confluent-kafka is not installed", "pip install 'relay[consumer]'") from None
+        check_properties(self._properties)
         with self._lock:
             if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
                 return

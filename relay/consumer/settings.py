@@ -58,9 +58,27 @@ def consumer_properties(kafka: Mapping[str, Any], group: str | None) -> dict[str
     if classic and "session.timeout.ms" in kafka:
         classic = {**classic, "heartbeat.interval.ms": max(1, int(kafka["session.timeout.ms"]) // 3)}
     properties = {**COMMON, **classic, **kafka, **{name: value for name, (value, _) in GUARDED.items()}}
+    if group is None:
+        properties = {name: value for name, value in properties.items() if not MEMBERSHIP.match(name)}
     # A client without a group has to name one all the same; it never joins it.
     properties["group.id"] = group or "relay-without-group"
     return properties
+
+
+def check_properties(properties: Mapping[str, Any]) -> None:
+    """Makes a client and throws it away: librdkafka looks at its properties then, and connects to nobody.
+
+    Raises:
+        ConfigError: RLY-206, without the value, which may be a secret in the wrong place.
+    """
+    from confluent_kafka import Consumer, KafkaException
+
+    try:
+        Consumer({**properties, "error_cb": lambda _error: None}).close()
+    except (KafkaException, TypeError, ValueError) as error:
+        named = [name for name in properties if f'"{name}"' in str(error)]
+        what = f"the property {named[0]}" if named else "a property"
+        raise ConfigError("RLY-206", f"librdkafka refuses {what}", "correct its name or value in kafka=") from None
 
 
 def is_incremental(properties: Mapping[str, Any]) -> bool:
@@ -69,6 +87,7 @@ def is_incremental(properties: Mapping[str, Any]) -> bool:
     return properties.get("group.protocol") == "consumer" or "cooperative" in strategy
 
 
+MEMBERSHIP: Final = re.compile(r"(group\.|partition\.assignment\.|session\.timeout|heartbeat\.)")
 CONNECTION: Final = re.compile(
     r"(bootstrap\.servers|metadata\.broker\.list|client\.id|security|sasl|ssl|enable\.ssl|socket)"
 )

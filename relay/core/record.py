@@ -1,7 +1,7 @@
 """A cache record as it lies in the shared tier: a header of 64 bytes, and the encoded value behind it.
 
-One record holds the value, the floor below which no value may be served, and the lease of whoever is filling it, so that
-all three live and die together: a floor that can be evicted apart from its lease lets an old fill in.
+One record holds the value, the floor below which no value may be served, and the lease of whoever is filling it, so
+that all three live and die together: a floor that can be evicted apart from its lease lets an old fill in.
 
     offset  bytes  field
     0       1      the letter R

@@ -86,6 +86,17 @@ def test_without_a_shared_tier_the_process_tier_opens_at_its_join(settings):
         until("there is proof", lambda: feed.health().progress_age_seconds < 2)
 
 
+def test_a_consumer_brings_the_feed_of_its_own_process_along(settings, writer):
+    """Given the process tier, it opens and closes it, and its health speaks for both."""
+    local = Local()
+    with Consumer(group=fresh_group(), local=local, **settings) as consumer:
+        until("the tier is open", lambda: local.is_open)
+        writer.touch_all([("user", "1", 3)])
+        until("the event reached it", lambda: floor(local, "1") == 3)
+        until("both are well", lambda: consumer.health().is_healthy)
+    assert not local.is_open
+
+
 def test_a_new_epoch_closes_the_tier_until_the_feed_has_joined_anew(settings, tier):
     """What the shared tier had may have been older than what it had acknowledged; so may what was read from it."""
     local = Local()

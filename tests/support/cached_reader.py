@@ -32,7 +32,8 @@ class CachedReader:
     def __init__(self, **settings: Any) -> None:
         self._answers: list[dict[str, Any]] = []
         self._came = threading.Condition()
-        self._child = Child(["tests.support.cached_reader"], os.environ | {"READER": json.dumps(settings)}, self._on_line)
+        environment = os.environ | {"READER": json.dumps(settings)}
+        self._child = Child(["tests.support.cached_reader"], environment, self._on_line)
 
     def __enter__(self) -> Self:
         return self

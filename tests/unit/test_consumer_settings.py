@@ -58,6 +58,22 @@ def test_the_newer_protocol_takes_no_settings_of_the_classic_one():
     assert not is_incremental(consumer_properties({**KAFKA, "partition.assignment.strategy": "range"}, "g"))
 
 
+@pytest.mark.parametrize("name", ["queued.max.mesages.kbytes", "queued.max.messages.kbytes"])
+def test_a_property_that_librdkafka_refuses_is_named_and_its_value_is_not(name):
+    """A name that does not exist, and a value that is none, before anything is started."""
+    with pytest.raises(ConfigError, match=f"RLY-206: librdkafka refuses the property {name}") as refused:
+        Consumer(kafka={**KAFKA, name: "sesame"}, topics=["t"], group="g").start()
+    assert "sesame" not in str(refused.value)
+
+
+def test_a_feed_is_in_no_group_whatever_the_consumer_is_given():
+    """The same properties may be passed to both."""
+    given = {**KAFKA, "group.instance.id": "one", "group.protocol": "consumer", "session.timeout.ms": 6000}
+    found = consumer_properties(given, None)
+    assert found["group.id"] == "relay-without-group"
+    assert not found.keys() & {"group.instance.id", "group.protocol", "session.timeout.ms"}
+
+
 def test_heartbeats_fit_the_session():
     """Who shortens the session need not think of them."""
     assert consumer_properties({**KAFKA, "session.timeout.ms": 6000}, "g")["heartbeat.interval.ms"] == 2000
