@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from relay.demo.postgres import EmbeddedPostgres
@@ -14,6 +15,10 @@ from relay.demo.redis import EmbeddedRedis
 from tests.support import postgres, redis, scratch
 
 scratch.use_memory()
+
+# How long an example takes says how busy the machine is, and nothing about the program.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -82,10 +82,16 @@ class Assembly:
     def make_entity(self, name: str, settings: EntitySettings, loader: Callable[..., Any]) -> tuple[Reader, Heat]:
         """The reader of an entity."""
         own: dict[str, Any] = dict(settings)
+        prefix = record_name(name, "")
+
+        def target(id_: Any) -> Target:
+            key = f"{id_}"
+            return Target(key, prefix + key, (id_,))
+
         is_local, load_many = own.pop("local", True), own.pop("load_many", None)
         reader = Reader(
             self._plan(name, own),
-            lambda id_: Target(f"{id_}", record_name(name, f"{id_}"), (id_,)),
+            target,
             loader,
             recorder=self.recorder,
             local=self.local if is_local else None,

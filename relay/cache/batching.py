@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import repeat
 from typing import Any, NamedTuple
 
 from relay.cache.effects import Lead, Load, Look, Steps, TakeLease, Together
@@ -17,10 +16,39 @@ from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, r
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
 from relay.cache.values import Need
-from relay.core.policy import Policy, Strong
+from relay.core.policy import Bounded, Policy, Strong
 from relay.errors import CacheError
 
 Led = tuple[Flight[Found], Attempt]
+
+
+def many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) -> Steps[dict[Any, Any]]:
+    """The values of these ids, in their order; see `read_many`."""
+    policy = policy or reader.plan.policy
+    names = {id_: f"{reader.name_prefix}{id_}" for id_ in ids}
+    values: dict[Any, Any] = {}
+    left = list(names)
+    if can_glance(reader, policy):
+        try:
+            page: Page = yield Look(list(names.values()))
+        except TierError as error:
+            reader.tier_failed(error)
+        else:
+            moment = None if page.epoch is None else reader.moment(page.epoch, policy)
+            if moment is not None:
+                values, left = reader.at_a_glance.values(zip(names, page.records, strict=True), moment)
+                reader.hit("shared", by=len(values))
+    if not left:
+        return values
+    found = yield from read_many(reader, left, policy)
+    values.update({id_: one.value for id_, one in found.items()})
+    return {id_: values[id_] for id_ in names}
+
+
+def can_glance(reader: Reader, policy: Policy) -> bool:
+    """Whether any current record of the shared tier will do."""
+    is_plain = not (isinstance(policy, (Bounded, Strong)) or CURRENT.get() or BYPASS.get() or CHAIN.get())
+    return is_plain and reader.has_shared and reader.local is None and not reader.is_off
 
 
 class Batch(NamedTuple):
@@ -125,17 +153,15 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
     page = yield from _page(batch, keys)
     epoch = page.epoch
     moment = None if epoch is None or reader.local is not None else reader.moment(epoch, policy)
-    glances: Iterable[Found | None] = repeat(None)
-    if moment is not None:
-        needs = [wants.get(id_, 0) for id_ in keys] if wants else repeat(0)
-        glances = reader.glance(page.records, needs, moment)
     left: dict[Any, Attempt] = {}
     hits = 0
-    for (id_, key), data, one in zip(keys.items(), page.records, glances, strict=False):
-        if one is not None:
-            found[id_] = one
-            hits += 1
-            continue
+    for (id_, key), data in zip(keys.items(), page.records, strict=True):
+        if moment is not None:
+            one = reader.at_a_glance.glance(data, wants.get(id_, 0), moment)
+            if one is not None:
+                found[id_] = one
+                hits += 1
+                continue
         need = max(wants.get(id_, 0), reader.space.floor(key))
         sight = Sight(need, is_away=True) if epoch is None else reader.see(epoch, data, need, policy)
         attempt = Attempt(batch.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))

@@ -7,7 +7,7 @@ from functools import update_wrapper
 from typing import Any, Final
 
 from relay.cache.assembly import Assembly
-from relay.cache.batching import read_many
+from relay.cache.batching import many, read_many
 from relay.cache.effects import Apply, Steps
 from relay.cache.glancing import Found
 from relay.cache.heat import Heat
@@ -92,9 +92,9 @@ def _read(reader: Reader, id: Any, policy: Policy | None) -> Steps[Read[Any]]:  
 
 
 def _many(reader: Reader, heat: Heat, ids: Iterable[Any], policy: Policy | None) -> Steps[dict[Any, Any]]:
-    found = yield from read_many(reader, ids, policy)
-    heat.note(found)
-    return {id_: one.value for id_, one in found.items()}
+    values = yield from many(reader, ids, policy)
+    heat.note(values)
+    return values
 
 
 def _read_versioned(pair: Pair, id: Any, policy: Policy | None) -> Steps[Read[Any]]:  # noqa: A002

@@ -14,8 +14,8 @@ from relay.cache.values import Tier
 from relay.core.record import FORMAT, HEADER_BYTES
 
 _PREFIX: Final = Struct(">cBBBI")
-_FRESH: Final = Struct(">QQ16xQII")
-"""Floor, version, when it was written, soft TTL and load time of a record, from byte 16 on."""
+_unpack: Final = Struct(">16sQQ16xQII").unpack_from
+"""The first 16 bytes, floor, version, when it was written, soft TTL and load time of a record."""
 
 
 class Found(NamedTuple):
@@ -35,8 +35,8 @@ class Moment(NamedTuple):
     now: float
     now_ms: float
     """The same moment by the server's clock."""
-    bound_ms: float
-    """The age that the policy accepts."""
+    bound: float
+    """The age that the policy accepts, in seconds."""
     eagerness: float
     """How many times its load time before its soft end a value is to be refreshed."""
 
@@ -56,35 +56,48 @@ class Glancer:
         self._decode = decode
         self._is_derived = is_derived
 
-    def glance(self, records: Iterable[bytes | None], needs: Iterable[int], at: Moment) -> list[Found | None]:
-        """What is found in each record, None where one has to look closely.
+    def glance(self, data: bytes | None, need: int, at: Moment) -> Found | None:
+        """What is found in a record, None if one has to look closely.
 
         Args:
-            needs: the version that each record must have, at least; 0 for any.
+            need: the version that it must have, at least; 0 for any.
         """
-        epoch, now, now_ms, bound_ms, eagerness = at
-        head, decode, is_derived = self._prefix + epoch, self._decode, self._is_derived
-        # Past the constructor of named tuples, which takes as long as all the rest.
-        unpack, new, header = _FRESH.unpack_from, tuple.__new__, HEADER_BYTES
-        found: list[Found | None] = []
-        add = found.append
-        for data, need in zip(records, needs, strict=False):
-            if data is None or data[:16] != head or len(data) < header:
-                add(None)
-                continue
-            floor, version, written_ms, soft_ms, load_ms = unpack(data, 16)
-            since = now_ms - written_ms if now_ms > written_ms else 0
-            age_ms = since + load_ms
-            if version < floor or age_ms > bound_ms or since + load_ms * eagerness >= soft_ms:
-                add(None)
-                continue
-            if need and (version != need if is_derived else version < need):
-                add(None)
-                continue
-            try:
-                value = decode(data[header:])
-            except Exception:  # Bytes that cannot be read are a miss, whatever the codec says of them.
-                add(None)
-                continue
-            add(new(Found, (value, version, "shared", now - age_ms / 1000, False)))
-        return found
+        if data is None or len(data) < HEADER_BYTES:
+            return None
+        first, floor, version, written, soft, load = _unpack(data)
+        as_of = at.now - (at.now_ms - written + load) / 1000
+        if (
+            first != self._prefix + at.epoch
+            or version < floor
+            or not written <= at.now_ms < written + soft - load * at.eagerness
+            or as_of < at.now - at.bound
+            or (need and (version != need if self._is_derived else version < need))
+        ):
+            return None
+        try:
+            # Past the constructor of named tuples, which takes as long as what is above.
+            return tuple.__new__(Found, (self._decode(data[HEADER_BYTES:]), version, "shared", as_of, False))
+        except Exception:  # Bytes that cannot be read are a miss, whatever the codec says of them.
+            return None
+
+    def values(self, records: Iterable[tuple[Any, bytes | None]], at: Moment) -> tuple[dict[Any, Any], list[Any]]:
+        """The values of many records, by id, and the ids of those at which one has to look closely.
+
+        For those who need no version, have no bound, and want nothing but values: of 100 hits, everything that is made
+        for each of them costs as much as a tenth of the round trip.
+        """
+        head, now_ms, eagerness = self._prefix + at.epoch, at.now_ms, at.eagerness
+        unpack, decode, header = _unpack, self._decode, HEADER_BYTES
+        values: dict[Any, Any] = {}
+        left: list[Any] = []
+        for id_, data in records:
+            if data is not None:
+                try:
+                    first, floor, version, written, soft, load = unpack(data)
+                    if first == head and version >= floor and written <= now_ms < written + soft - load * eagerness:
+                        values[id_] = decode(data[header:])
+                        continue
+                except Exception:  # noqa: S110  # What is too short or cannot be read is a miss, as above.
+                    pass
+            left.append(id_)
+        return values, left

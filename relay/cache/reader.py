@@ -120,8 +120,7 @@ class Reader:
         self.shared_hits = 0
         """Hits of the shared tier; a few are lost when threads count in the same moment."""
         decode = bytes if plan.codec is None else plan.codec.decode
-        glancer = Glancer(self.flags | HAS_VALUE, self.codec_id, plan.schema, decode, is_derived=is_derived)
-        self.glance = glancer.glance
+        self.at_a_glance = Glancer(self.flags | HAS_VALUE, self.codec_id, plan.schema, decode, is_derived=is_derived)
         self._resting: dict[Hashable, float] = {}
 
     # -- the process tier
@@ -181,8 +180,8 @@ class Reader:
         now_ms = self.server_clock.now_ms(now)
         if now_ms is None or not self.server_clock.is_known(now):
             return None
-        bound_ms = policy.seconds * 1000 if isinstance(policy, Bounded) else inf
-        return Moment(epoch, now, now_ms, bound_ms, early_by(1.0, self.plan.early, 1 - self.draw()))
+        bound = policy.seconds if isinstance(policy, Bounded) else inf
+        return Moment(epoch, now, now_ms, bound, early_by(1.0, self.plan.early, 1 - self.draw()))
 
     def see(self, epoch: bytes, data: bytes | None, need: int, policy: Policy) -> Sight:
         """What a record that was looked up in this epoch is worth. Records of another epoch are not there.

@@ -97,6 +97,13 @@ def through(reader: Reader, target: Target, want: int, policy: Policy, looked: A
     Args:
         looked: what a look for many has shown, if there was one.
     """
+    if looked is None and reader.local is None:
+        # Without a process tier a hit needs no more than this.
+        sight = yield from look(reader, target, want, policy)
+        if sight.found is not None and not sight.is_due:
+            reader.hit(sight.found.tier, sight.found.as_of)
+            return sight.found
+        looked = Attempt(target, policy, sight, None, None)
     sight = Sight(want)
     try:
         for _ in range(ATTEMPTS):
@@ -175,7 +182,7 @@ def look(reader: Reader, target: Target, need: int, policy: Policy) -> Steps[Sig
         need = digest_of(page.records[1:])
     if reader.local is None and (need or not reader.is_derived):
         moment = reader.moment(page.epoch, policy)
-        found = None if moment is None else reader.glance(page.records, (need,), moment)[0]
+        found = None if moment is None else reader.at_a_glance.glance(page.records[0], need, moment)
         if found is not None:
             return Sight(need, found)
     sight = reader.see(page.epoch, page.records[0], need, policy)

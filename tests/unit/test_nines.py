@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.nines import at_most, nines, upper_bound
@@ -37,6 +37,7 @@ def test_the_distribution_is_the_binomial(samples, data):
     assert at_most(violations, samples, rate) == pytest.approx(summed, abs=1e-9)
 
 
+@settings(max_examples=50)
 @given(st.integers(1, 10**9), st.data())
 def test_the_bound_is_where_so_few_would_be_seen_once_in_twenty(samples, data):
     """For any sample, also of a thousand million; and more violations are fewer nines."""
