@@ -255,7 +255,10 @@ RACES: Final = (
         22,
         "A refresh in the background overlaps an invalidation",
         "it is a fill like any other: lease, floor, generation",
-        (_read("test_race_22_a_refresh_in_the_background_that_overlaps_an_invalidation_keeps_nothing"),),
+        (
+            f"{HERE}::test_race_22_a_refresh_that_overlaps_an_invalidation_leaves_nothing_in_the_shared_tier",
+            _read("test_race_22_a_refresh_in_the_background_that_overlaps_an_invalidation_keeps_nothing"),
+        ),
         EDITS["put_checks_floor"],
     ),
     Race(
