@@ -36,7 +36,7 @@ def many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) -> St
         else:
             moment = None if page.epoch is None else reader.moment(page.epoch, policy)
             if moment is not None:
-                values, left = reader.at_a_glance.values(zip(names, page.records, strict=True), moment)
+                values, left = reader.at_a_glance.values(names, page.records, moment)
                 reader.hit("shared", by=len(values))
     if not left:
         return values

@@ -119,8 +119,7 @@ class Reader:
         self.recorder = recorder
         self.shared_hits = 0
         """Hits of the shared tier; a few are lost when threads count in the same moment."""
-        decode = bytes if plan.codec is None else plan.codec.decode
-        self.at_a_glance = Glancer(self.flags | HAS_VALUE, self.codec_id, plan.schema, decode, is_derived=is_derived)
+        self.at_a_glance = Glancer(self.flags | HAS_VALUE, plan.codec, plan.schema, is_derived=is_derived)
         self._resting: dict[Hashable, float] = {}
 
     # -- the process tier

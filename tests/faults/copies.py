@@ -246,9 +246,11 @@ class Copies(Mending):
             self.later(seconds, f"consumer {index}", lambda: consumer.send(signal.SIGCONT))
 
     def deploy_consumer(self) -> None:
-        """Stopped cleanly and started again: the group rebalances twice."""
+        """Stopped cleanly and started again: the group rebalances twice.
+
+        Only while Kafka and Redis are there: until it has ended nothing else is mended, and it ends with a commit."""
         index = self.draw.randrange(2)
-        if self.is_free(f"consumer {index}"):
+        if self.is_free(f"consumer {index}", "kafka", "redis"):
             self.readers.consumers[index].stop()
             self.counts["consumers deployed"] += 1
             self.later(self.draw.random() * 2, f"consumer {index}", self.readers.consumers[index].start)

@@ -95,6 +95,27 @@ def test_a_cancelled_reader_harms_no_other(server):
     asyncio.run(read())
 
 
+def test_the_first_of_a_turn_may_be_cancelled_before_anything_is_sent(server):
+    """Those who came after it in the same turn are sent without it."""
+
+    async def read() -> None:
+        async with connected(server.url) as tier:
+            tasks = [asyncio.create_task(tier.look([key])) for key in KEYS]
+            asyncio.get_running_loop().call_soon(tasks[0].cancel)
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(found[0], asyncio.CancelledError)
+            assert [list(page.records) for page in found[1:]] == [[key.encode()] for key in KEYS[1:]]
+            alone = asyncio.create_task(tier.look(KEYS[:1]))
+            asyncio.get_running_loop().call_soon(alone.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await alone
+            assert list((await tier.look(KEYS[:1])).records) == [KEYS[0].encode()]
+
+    before = commands(server.url)
+    asyncio.run(read())
+    assert commands(server.url) == before + 2
+
+
 def test_the_reply_to_a_cancelled_command_is_read_by_nobody(server):
     """Whoever asks after a cancelled one gets the answer to the own question."""
 

@@ -13,13 +13,18 @@ from typing import Final
 
 import pytest
 
+from relay.cache.effects import Load
 from relay.cache.eviction import Entry
 from relay.cache.local import Local
 from relay.cache.reference import ReferenceTier
 from relay.cache.tiers import Bump, Position
 from relay.core.record import decode_record
-from tests.simulation.mutants import text_without
+from tests.simulation.backends import Reference
+from tests.simulation.mutants import parts, text_without
+from tests.simulation.processes import Process, Reading
 from tests.simulation.races import RACES, Race
+from tests.simulation.stepper import in_thread
+from tests.simulation.world import Consumer, World
 from tests.support.documents import DOCS, ROOT
 
 RECORD: Final = "r:thing:1"
@@ -78,6 +83,28 @@ def test_race_10_a_consumer_that_lost_its_partition_does_no_harm() -> None:
         record = decode_record(tier.look([RECORD]).records[0])
         assert record is not None
         assert not record.has_value
+
+
+def test_race_22_a_refresh_that_overlaps_an_invalidation_leaves_nothing_in_the_shared_tier() -> None:
+    """Loaded in the background, overtaken by an event, and refused like any other fill."""
+    world = World(parts())
+    world.backend = Reference(world.clock_ms, world.fresh_token)
+    world.perform = in_thread(world.backend.tier)
+    consumer = Consumer(world, 0, is_first=True)
+    consumer.apply(0)
+    process = Process(world, has_local=False, soft_ttl=20.0)
+    Reading(world, process, "1").steps.finish()
+    world.seconds += 21
+    Reading(world, process, "1").steps.finish()
+    (refresh,) = world.background
+    refresh.until(Load)
+    world.commit("1", publishes=True)
+    consumer.apply(1)
+    refresh.finish()
+    last = Reading(world, Process(world, has_local=False), "1")
+    last.steps.finish()
+    assert last.found is not None
+    assert last.found.version == 1
 
 
 def test_every_race_has_tests_that_are_there() -> None:

@@ -130,6 +130,22 @@ def test_race_09_a_record_of_another_epoch_is_not_there(bare):
     assert user(1) == "new"
 
 
+def test_race_09_also_of_many_that_were_found_fresh_before(bare):
+    user = bare.entity()
+    bare.commit(1, "old")
+    for _ in range(3):
+        assert user.many([1]) == {1: "old"}
+    bare.apply(1, bare.commit(1, "applied"))
+    for _ in range(3):
+        assert user.many([1]) == {1: "applied"}
+    bare.commit(1, "new")
+    bare.tier.reference.open("failover", ())
+    assert user.many([1]) == {1: "new"}
+    bare.now += 700
+    bare.rows[1] = ("newer", 4)
+    assert user.many([1]) == {1: "newer"}
+
+
 def test_race_12_what_the_process_has_applied_is_not_undone_by_a_shared_tier_that_is_behind(world):
     user = world.entity()
     world.commit(1, "old")

@@ -89,8 +89,8 @@ def agree(by: Reader, record: Record, need: int, policy: Policy) -> None:
         assert (glanced.value, glanced.version, glanced.tier) == sight.found[:3]
         assert glanced.as_of is not None
         assert sight.found.as_of is not None
-        assert abs(glanced.as_of - sight.found.as_of) < 0.001
-        assert not sight.is_due
+        assert abs(min(glanced.as_of, 50.0 - record.load_ms / 1000) - sight.found.as_of) < 0.001
+        assert not sight.is_due or record.written_at_ms > NOW_MS
     elif record.flags == by.flags | HAS_VALUE and record.written_at_ms <= NOW_MS:
         assert sight.found is None or sight.is_due
 
@@ -101,7 +101,7 @@ def test_a_glance_at_bytes_that_are_no_record_finds_nothing():
     head = encode_record(Record(HAS_VALUE, CODEC.id, 1, EPOCH, 0, 0, bytes(8), 0, 0, 0, 0, b""))
     for data in (None, b"", head[:16], head[:63]):
         assert ENTITY.at_a_glance.glance(data, 0, moment) is None
-        assert ENTITY.at_a_glance.values([("x", data)], moment) == ({}, ["x"])
+        assert ENTITY.at_a_glance.values(["x"], [data], moment) == ({}, ["x"])
 
 
 @given(records=st.lists(records, max_size=5))
@@ -111,6 +111,7 @@ def test_the_values_of_many_are_those_of_each(records):
     assert moment is not None
     encoded = [encode_record(record) for record in records]
     each = [ENTITY.at_a_glance.glance(data, 0, moment) for data in encoded]
-    values, left = ENTITY.at_a_glance.values(enumerate(encoded), moment)
-    assert values == {number: one.value for number, one in enumerate(each) if one is not None}
-    assert left == [number for number, one in enumerate(each) if one is None]
+    for _ in range(2):  # the second time by what is remembered of the first
+        values, left = ENTITY.at_a_glance.values(range(len(encoded)), encoded, moment)
+        assert values == {number: one.value for number, one in enumerate(each) if one is not None}
+        assert left == [number for number, one in enumerate(each) if one is None]
