@@ -271,7 +271,11 @@ def _load(
     reader: Reader, load_many: Callable[..., Any], led: Mapping[Any, Led], leases: dict[Any, Lease | None]
 ) -> Steps[None]:
     needs = {
-        id_: Need(max(led[id_][1].sight.need, 0 if lease is None else lease.floor), primary=lease is None)
+        # As in `reading.filled`: a bound counts from the load, and only the primary shows what was true then.
+        id_: Need(
+            max(led[id_][1].sight.need, 0 if lease is None else lease.floor),
+            primary=lease is None or isinstance(led[id_][1].policy, Bounded),
+        )
         for id_, lease in leases.items()
     }
     yield from enter(reader)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.cache import Eventual, Need, Session, Versioned
+from relay.cache import Bounded, Eventual, Need, Session, Versioned
 from relay.cache.glancing import Found
 from relay.cache.tiers import Bump, Grant
 from tests.support.reading import ENTITY, FACES, World
@@ -99,6 +99,26 @@ def test_race_05_a_loader_that_read_a_replica_behind_the_event_is_asked_for_the_
     world.local.apply(ENTITY, "1", 2)
     assert user(1) == "new"
     assert needs == [Need(2, primary=False), Need(2, primary=True)]
+
+
+def test_race_05_a_bound_is_loaded_from_the_primary_one_by_one_and_together(world):
+    needs: list[Need] = []
+
+    def load(_: int, need: Need) -> Versioned[str]:
+        needs.append(need)
+        return Versioned("new", 2)
+
+    def load_many(wanted: dict[int, Need]) -> dict[int, Versioned[str]]:
+        needs.extend(wanted.values())
+        return {id_: Versioned("new", 2) for id_ in wanted}
+
+    async def load_many_in_loop(wanted: dict[int, Need]) -> dict[int, Versioned[str]]:
+        return load_many(wanted)
+
+    user = world.entity(load, load_many=load_many if world.face == "threads" else load_many_in_loop)
+    user.read(1, policy=Bounded(1.0))
+    user.many([2, 3], policy=Bounded(1.0))
+    assert needs == [Need(0, primary=True)] * 3
 
 
 def test_race_05_what_a_replica_showed_is_served_and_kept_nowhere(world):
