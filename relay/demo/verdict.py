@@ -64,7 +64,7 @@ def lines(verdict: Verdict, ledger: Ledger, end: End, *, repeats_max: int) -> li
 
 def _of_reads(reads: ReadFigures) -> list[str]:
     """What the services got from their caches."""
-    copies = f"{reads.hit_rate:.1%} from copies; {reads.loads:,} loads, {reads.saved:,} saved by single-flight"
+    copies = f"{reads.hit_rate:.1%} from copies; {reads.loads:,} loads, {reads.saved:,} saved"
     out = [
         _figure("reads", reads.reads, copies),
         _figure("too old", reads.older, "below what was applied: none may be, unless marked"),
