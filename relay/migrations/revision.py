@@ -200,5 +200,7 @@ def _stdout_as_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        # Before 1 is stdout again: what Alembic has said of its hooks may still lie in the buffer.
+        sys.stdout.flush()
         os.dup2(stdout, 1)
         os.close(stdout)

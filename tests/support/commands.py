@@ -28,7 +28,9 @@ def relay(
     *arguments: str, settings: Mapping[str, str] = NOTHING, seconds: float = 60, cwd: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python -m relay ...` to its end."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    # Nor what whoever runs the tests has set for Python: users' stdout is buffered.
+    foreign = ("RELAY_", "PYTHONUNBUFFERED")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return subprocess.run(
         [sys.executable, "-m", "relay", *arguments],
         env={**clean, **settings},
