@@ -11,7 +11,7 @@ from relay.cache.glancing import Found
 from relay.cache.loading import checked, enter, leave, too_old
 from relay.cache.local import Mark
 from relay.cache.numbers import LOAD_SECONDS, LOADS
-from relay.cache.reader import BYPASS, Reader, Sight, Target
+from relay.cache.reader import BYPASS, Reader, Sight
 from relay.cache.reading import Attempt, direct, keep, learn_clock, loaded_at, refresh, release, through
 from relay.cache.sessions import CURRENT
 from relay.cache.tiers import Grant, Lease, Page, TierError
@@ -55,9 +55,6 @@ class Batch(NamedTuple):
     """What one call of `many` has in hand."""
 
     reader: Reader
-    target: Callable[[Any], Target]
-    is_plain: bool
-    """`target` is the reader's own: names are its prefix and the key."""
     policy: Policy
     wants: Mapping[Any, int]
     """What a session needs; empty without one."""
@@ -87,7 +84,7 @@ def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) 
     else:
         alone = [id_ for id_, want in wants.items() if want < 0]
         together = {id_: key for id_, key in keys.items() if wants[id_] >= 0} if alone else keys
-    batch = Batch(reader, reader.target, True, policy, wants, reader.mark(), {})
+    batch = Batch(reader, policy, wants, reader.mark(), {})
     found = batch.found
     is_ordered = yield from _through(batch, together)
     if alone:
@@ -100,14 +97,6 @@ def read_many(reader: Reader, ids: Iterable[Any], policy: Policy | None = None) 
         for id_, one in found.items():
             session.observe(reader.plan.name, keys[id_], one.version)
     return found if is_ordered and not alone else {id_: found[id_] for id_ in keys}
-
-
-def through_many(reader: Reader, wanted: Mapping[Any, tuple[Target, int]], policy: Policy) -> Steps[dict[Any, Found]]:
-    """As `reading.through`, of several targets, each with the version that is needed."""
-    wants = {id_: want for id_, (_, want) in wanted.items()}
-    batch = Batch(reader, lambda id_: wanted[id_][0], False, policy, wants, reader.mark(), {})
-    yield from _through(batch, {id_: target.key for id_, (target, _) in wanted.items()})
-    return batch.found
 
 
 def _through(batch: Batch, keys: Mapping[Any, str]) -> Steps[bool]:
@@ -141,7 +130,7 @@ def _from_process(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, str]
             if there is not None:
                 batch.found[id_] = there
                 if is_due:
-                    yield from refresh(reader, Attempt(batch.target(id_), policy, Sight(need), batch.mark, entry))
+                    yield from refresh(reader, Attempt(reader.target(id_), policy, Sight(need), batch.mark, entry))
                 continue
         missed[id_] = key
     return missed
@@ -164,7 +153,7 @@ def _look(batch: Batch, keys: Mapping[Any, str]) -> Steps[dict[Any, Attempt]]:
                 continue
         need = max(wants.get(id_, 0), reader.space.floor(key))
         sight = Sight(need, is_away=True) if epoch is None else reader.see(epoch, data, need, policy)
-        attempt = Attempt(batch.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))
+        attempt = Attempt(reader.target(id_), policy, sight, batch.mark, reader.space.entries.get(key))
         if sight.found is None:
             left[id_] = attempt
             continue
@@ -183,10 +172,7 @@ def _page(batch: Batch, keys: Mapping[Any, str]) -> Steps[Page]:
     if reader.has_shared:
         prefix = reader.name_prefix
         try:
-            if batch.is_plain:
-                page: Page = yield Look([prefix + key for key in keys.values()])
-            else:
-                page = yield Look([batch.target(id_).name for id_ in keys])
+            page: Page = yield Look([prefix + key for key in keys.values()])
         except TierError as error:
             reader.tier_failed(error)
         else:

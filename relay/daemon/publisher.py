@@ -27,10 +27,6 @@ Failure = tuple[KafkaError, str | None, bytes | None, bytes | None]
 """An error, and the topic, key and value of the row that it hit: librdkafka tells no more."""
 
 
-class FencedError(Exception):
-    """This process stood still for so long that its lanes may belong to another relay: nothing more may be sent."""
-
-
 class Publisher:
     """One worker's producer. Not thread-safe."""
 

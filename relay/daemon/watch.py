@@ -42,7 +42,6 @@ SAMPLE_SECONDS = 10.0
 RESCAN_SECONDS = 10.0
 DROWSY_SECONDS = 1.0
 """How long there must have been nothing to do before the relay tries to sleep."""
-CHANNEL = "relay_wake"
 
 
 class Watch:
