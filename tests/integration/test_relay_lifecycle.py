@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.database import connect
-from relay.demo.postgres import free_port
+from relay.demo.server import free_port
 from tests.support import scenario
 from tests.support.kafka import fresh_topic
 from tests.support.relay_process import FOR_TESTS, SHORT, RelayProcess, eventually

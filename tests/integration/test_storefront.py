@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from relay.demo.postgres import Lifeline, free_port
+from relay.demo.server import Lifeline, free_port
 from tests.support.hosts import EXAMPLES
 from tests.support.redis import private_server
 from tests.support.relay_process import RelayProcess, eventually

@@ -38,7 +38,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from relay.demo.postgres import Lifeline, free_port
+from relay.demo.server import Lifeline, free_port
 from tests.support.proxy import TcpProxy
 
 VERSION = "4.1.0"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from relay.demo.postgres import Lifeline, free_port
+from relay.demo.server import Lifeline, free_port
 from tests.support.relay_process import eventually
 
 CONFIG = """\

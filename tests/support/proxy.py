@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
-from relay.demo.postgres import free_port
+from relay.demo.server import free_port
 
 CHUNK_BYTES = 65_536
 HELD_CHUNKS_MAX = 1_024

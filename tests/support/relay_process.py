@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from relay.demo.postgres import Lifeline
+from relay.demo.server import Lifeline
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

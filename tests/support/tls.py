@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from relay.demo.postgres import free_port
+from relay.demo.server import free_port
 
 CHUNK_BYTES = 65_536
 REQUEST = bytes.fromhex("0000000804d2162f")
