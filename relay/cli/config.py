@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import textwrap
 from dataclasses import fields
 from typing import NamedTuple
@@ -15,10 +14,9 @@ from relay.config import SECTIONS, Settings, Topic, load_with_origins, require_d
 from relay.daemon.properties import check_properties
 from relay.database import masked, parse
 from relay.errors import RelayError
+from relay.kafka_words import SECRET
 
 WIDTH = 80
-KAFKA_SECRET = re.compile(r"password|secret|\.pem$|jaas|assertion|token|oauthbearer\.config|credential|passphrase")
-"""Properties whose values are not shown: rather one too many."""
 
 
 class Line(NamedTuple):
@@ -76,7 +74,7 @@ def _lines(settings: Settings, origins: dict[str, str], *, hidden: bool) -> list
         lines += [Line(f'topics."{topic}".{f.name}', getattr(policy, f.name), origin) for f in fields(Topic)]
     for name, value in settings.kafka.items():
         is_given = f"kafka.{name}" in origins
-        shown = "***" if KAFKA_SECRET.search(name) or (hidden and is_given) else value
+        shown = "***" if SECRET.search(name) or (hidden and is_given) else value
         lines.append(Line(f"kafka.{name}", shown, origins.get(f"kafka.{name}", "default")))
     return lines
 
