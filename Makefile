@@ -9,6 +9,7 @@ STAMP  := $(VENV)/.installed
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  parts of make faults, half an hour each at most: $(PARTS)"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "relay needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -47,8 +48,18 @@ races: .cache/races/.installed ## ten races, played with the caches in use: the 
 	@.cache/races/bin/pip install --quiet --disable-pip-version-check -e '.[races]'
 	@touch $@
 
-faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n replays (about an hour)
-	@$(BIN)/python -m pytest -m faults -rA --timeout 3600 $(ARGS)
+faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n replays, PART=name runs one (names below)
+	@$(BIN)/python -m pytest -m faults -rA --timeout 3600 $(if $(PART),$(or $(PART_$(PART)),$(error PART is one of: $(PARTS)))) $(ARGS)
+
+# Each part fits half an hour on two cores. Together they are what PART= unset runs.
+PARTS          := brokers postgres consumers copies chaos matrix samples
+PART_brokers   := tests/faults/test_brokers.py
+PART_postgres  := tests/faults/test_postgres.py
+PART_consumers := tests/faults/test_consumers.py
+PART_copies    := tests/faults/test_million_events.py
+PART_chaos     := tests/faults/test_chaos.py
+PART_matrix    := tests/faults/test_matrix.py
+PART_samples   := tests/integration tests/simulation tests/unit
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
