@@ -203,6 +203,14 @@ SHORT: dict[str, tuple[str, str]] = {
 APART = {"RELAY_CONFIG", "RELAY_FAILPOINTS", "RELAY_ENV", "RELAY_TEST_CACHE", "RELAY_BENCH_SCALE"}
 """Variables with our prefix that are no settings."""
 
+SERVICE_LINK = re.compile(
+    r"RELAY(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9]+)*|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+SERVICE_PORT = re.compile(r"RELAY(_[A-Z0-9]+)*_PORT")
+SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+"""What Kubernetes injects into every container beside a service named relay or relay-*. `RELAY_HTTP_PORT` is such a
+name, too, and a setting that somebody mistyped: the value tells."""
+
 KAFKA_FILES = {
     "sasl.oauthbearer.assertion.file",
     "sasl.oauthbearer.assertion.private.key.file",
@@ -295,13 +303,19 @@ def _read_environment(environ: Mapping[str, str], raw: Raw) -> None:
     """Variables win over the file. Two variables for one setting contradict each other, whatever their order."""
     taken: dict[tuple[str, str], str] = {}
     for variable, text in environ.items():
-        if not variable.startswith("RELAY_") or variable in APART:
+        if not variable.startswith("RELAY_") or variable in APART or _is_service_link(variable, text):
             continue
         section, key, is_file = _name_of(variable)
         if (section, key) in taken:
             raise _twice(f"{section}.{key}", " and ".join(sorted((taken[section, key], variable))))
         taken[section, key] = variable
         raw[section][key] = Given(_secret_file(variable, text) if is_file else text, f"env {variable}")
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    if SERVICE_LINK.fullmatch(variable):
+        return True
+    return SERVICE_PORT.fullmatch(variable) is not None and SERVICE_URL.match(text) is not None
 
 
 def _name_of(variable: str) -> tuple[str, str, bool]:

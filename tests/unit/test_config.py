@@ -155,7 +155,51 @@ def test_variables_that_are_no_settings_are_left_alone():
     load({"RELAY_FAILPOINTS": "x", "RELAY_ENV": "production", "RELATED": "x", "RELAY_TEST_CACHE": "/c"})
 
 
+#: What Kubernetes puts into each container of a namespace with a service of that name.
+SERVICE_LINKS = {
+    "{}_SERVICE_HOST": "10.0.171.239",
+    "{}_SERVICE_PORT": "9464",
+    "{}_SERVICE_PORT_HTTP": "9464",
+    "{}_SERVICE_PORT_HTTP_METRICS": "9464",
+    "{}_PORT": "tcp://10.0.171.239:9464",
+    "{}_PORT_9464_TCP": "tcp://10.0.171.239:9464",
+    "{}_PORT_9464_TCP_PROTO": "tcp",
+    "{}_PORT_9464_TCP_PORT": "9464",
+    "{}_PORT_9464_TCP_ADDR": "10.0.171.239",
+    "{}_PORT_53_UDP": "udp://[fd00::a]:53",
+    "{}_PORT_53_UDP_PROTO": "udp",
+    "{}_PORT_53_UDP_ADDR": "fd00::a",
+}
+
+
+@pytest.mark.parametrize("service", ["relay", "relay-metrics", "relay-kafka", "relay-kafka-bootstrap", "relay-http"])
+def test_what_kubernetes_injects_for_a_service_is_no_setting(service):
+    """A service named relay, or relay-something, must not end the start of every relay beside it."""
+    prefix = service.upper().replace("-", "_")
+    injected = {name.format(prefix): value for name, value in SERVICE_LINKS.items()}
+    settings, origins = load_with_origins({URL: "postgresql://h/d", **injected})
+    assert settings == Settings(database=Database(url="postgresql://h/d"), kafka=KAFKA_DEFAULTS)
+    assert set(origins) == {"database.url"}
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RELAY_HTTP_PORT", "8080"),
+        ("RELAY_PORT", "8080"),
+        ("RELAY_HTTP__SERVICE_HOST", "10.0.0.1"),
+        ("RELAY_SERVICE_HOSTS", "10.0.0.1"),
+        ("RELAY_PORT_9464_TCP_NAME", "x"),
+        ("RELAY_PORT_HTTP_TCP", "tcp://10.0.0.1:9464"),
+    ],
+)
+def test_what_only_looks_like_it_is_an_unknown_setting(variable, value):
+    """A port that somebody meant to set is none that Kubernetes announces."""
+    caught = error({variable: value})
+    assert (caught.code, variable in caught.message) == ("RLY-202", True)
 
 
 @pytest.mark.parametrize(
