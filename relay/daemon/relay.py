@@ -28,7 +28,7 @@ from relay.daemon.watch import Watch
 from relay.daemon.worker import Worker
 from relay.database import Connection, connect, explain
 from relay.errors import GrantError
-from relay.health import DEFAULT_PORT, Answer, Health, answer_json
+from relay.health import DEFAULT_PORT, Answer, Health, answer_json, route
 from relay.logs import Logger
 from relay.metrics import Metrics
 from relay.schema.install import require_version
@@ -201,9 +201,8 @@ class Relay:
         http = self._settings.http
         if not http.enabled:
             return None
-        health = Health(
-            http.host, http.port, {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
-        )
+        routes = {"/livez": route(self._livez), "/readyz": route(self._readyz), "/metrics": self.metrics.application()}
+        health = Health(http.host, http.port, routes)
         health.start()
         if http.port == 0 and health.port != DEFAULT_PORT:
             self._log.warning("http.elsewhere", port=health.port)
@@ -220,6 +219,3 @@ class Relay:
         state = self.state
         ready = state.started and state.database_up and state.kafka_up and not state.stop.is_set()
         return answer_json(ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)})
-
-    def _metrics(self) -> Answer:
-        return Answer(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.exposition())

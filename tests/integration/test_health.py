@@ -16,7 +16,7 @@ import pytest
 
 from relay.config import Daemon, Database, Settings
 from relay.daemon.relay import Relay
-from relay.health import Answer, Health
+from relay.health import Answer, Health, route
 from relay.metrics import Metrics
 from tests.support import nemesis, scenario
 from tests.support.kafka import fresh_topic
@@ -192,7 +192,7 @@ def usual_port(monkeypatch) -> int:
 
 def test_the_usual_port_is_taken_where_it_is_free(usual_port):
     """So that one relay per host is found where the documents say."""
-    routes = {"/livez": lambda: Answer(200, "text/plain", b"yes")}
+    routes = {"/livez": route(lambda: Answer(200, "text/plain", b"yes"))}
     first, second = Health("127.0.0.1", 0, routes), Health("127.0.0.1", 0, routes)
     try:
         assert first.port == usual_port
