@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from relay.errors import ConfigError
+from relay.kafka_properties import checked
 
 
 def setting(
@@ -134,49 +135,6 @@ class Topic:
     dead_letter: str = setting("", doc="The dead-letter topic of `topic`; empty is the topic's name with `.dead`.")
 
 
-KAFKA_DEFAULTS: dict[str, Any] = {
-    "acks": "all",
-    "enable.idempotence": True,
-    "compression.type": "lz4",
-    "partitioner": "murmur2_random",
-    "linger.ms": 1,
-    "client.id": "relay",
-    "topic.metadata.propagation.max.ms": 4000,
-    "topic.metadata.refresh.interval.ms": 60_000,
-    "reconnect.backoff.max.ms": 1000,
-    "socket.keepalive.enable": True,
-    "socket.timeout.ms": 10_000,
-    "queue.buffering.max.messages": 200_000,
-    "message.max.bytes": 10_000_000,
-}
-"""What Relay sets of librdkafka unless you do. The same partitioner as Java clients, so that keys meet. librdkafka adds
-its framing to a message against `message.max.bytes`; the limit that counts is the topic's, and before it the schema's.
-
-A leader that freezes with its connections open is given up only after the socket time-out: with librdkafka's 60 seconds
-events waited for 63, although the cluster had replaced the leader after 4; with 10 they wait for 10 to 22.
-"""
-
-KAFKA_GUARDED: dict[str, tuple[str, ...]] = {
-    "acks": ("all", "-1"),
-    "request.required.acks": ("all", "-1"),
-    "enable.idempotence": ("true",),
-    "delivery.report.only.error": ("false",),
-    "enable.gapless.guarantee": ("false",),
-}
-"""Properties that carry the promise, with the only values they may have."""
-
-KAFKA_OURS: dict[str, str] = {
-    "message.timeout.ms": "daemon.publish_timeout_seconds",
-    "delivery.timeout.ms": "daemon.publish_timeout_seconds",
-    "metadata.broker.list": "kafka.bootstrap.servers",
-    "log_level": "log.level",
-    "transactional.id": "",
-    "on_delivery": "",
-    "error_cb": "",
-}
-"""Properties that Relay sets itself, with the setting to use instead."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that was set, checked. `kafka` holds librdkafka's properties under their own names."""
@@ -247,7 +205,7 @@ def load_with_origins(environ: Mapping[str, str]) -> tuple[Settings, dict[str, s
     sections = {name: _section(name, plain[name], cls) for name, cls in SECTIONS.items()}
     topics = {name: _section(f'topics."{name}"', values, Topic) for name, values in plain["topics"].items()}
     _check_topics(topics)
-    settings = Settings(kafka=_kafka(plain["kafka"]), topics=topics, **sections)
+    settings = Settings(kafka=checked(plain["kafka"]), topics=topics, **sections)
     _check_relations(settings)
     origins = {f"{section}.{name}": given.origin for section, values in raw.items() for name, given in values.items()}
     return settings, origins
@@ -431,29 +389,6 @@ def _convert(value: object, wanted: type[Any]) -> Any:
         return wanted(value)
     except ValueError:
         return None
-
-
-def _kafka(given: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in given.items():
-        if not isinstance(value, (str, int, float, bool)):
-            raise ConfigError("RLY-203", f"kafka.{name} is a {_kind(value)}", "give the property one value")
-        plain = str(value).lower()
-        if name in KAFKA_OURS:
-            instead = KAFKA_OURS[name]
-            raise ConfigError(
-                "RLY-207",
-                f"kafka.{name} is set by Relay itself",
-                f"use {instead}" if instead else "remove it",
-            )
-        if name in KAFKA_GUARDED and plain not in KAFKA_GUARDED[name]:
-            raise ConfigError(
-                "RLY-207",
-                f"kafka.{name} with this value breaks the promise",
-                f"use {KAFKA_GUARDED[name][0]} or remove it",
-            )
-        if name.startswith("max.in.flight") and not (plain.isdigit() and 1 <= int(plain) <= 5):
-            raise ConfigError("RLY-207", f"kafka.{name} above 5 breaks the order", "use 1 to 5 or remove it")
-    return {**KAFKA_DEFAULTS, **given}
 
 
 def _check_relations(settings: Settings) -> None:

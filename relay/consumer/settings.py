@@ -12,6 +12,7 @@ GUARDED: Final[Mapping[str, tuple[Any, str]]] = {
     "enable.auto.commit": (False, "offsets are committed after their events were applied, never on a timer"),
     "enable.auto.offset.store": (False, "offsets are committed after their events were applied, never on delivery"),
     "auto.offset.reset": ("error", "events that cannot be read begin a new epoch; they are never skipped silently"),
+    "allow.auto.create.topics": (False, "a mistyped name would become a topic"),
     "enable.partition.eof": (
         True,
         "it tells how far a partition goes where its last records are marks of transactions",
@@ -96,4 +97,6 @@ CONNECTION: Final = re.compile(
 def connection_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
     """Those of them that say how to reach the brokers: for the other clients that a consumer needs."""
     found = {name: value for name, value in properties.items() if CONNECTION.match(name)}
-    return found | {"log_level": properties.get("log_level", 0), "error_cb": lambda _error: None}
+    # Producers and admin clients have librdkafka create topics unless they are told otherwise.
+    ours = {"allow.auto.create.topics": False, "log_level": properties.get("log_level", 0)}
+    return found | ours | {"error_cb": lambda _error: None}

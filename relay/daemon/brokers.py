@@ -17,7 +17,10 @@ from relay.core.event import Row, row_bytes
 
 ASK_SECONDS = 3.0
 PROBE_SECONDS = 2.0
-KEEP = ("bootstrap.servers", "client.id", "security.", "sasl.", "ssl.", "enable.ssl", "socket.", "reconnect.")
+KEEP = (
+    "bootstrap.servers", "client.id", "security.", "sasl.", "ssl.", "enable.ssl", "socket.", "reconnect.",
+    "allow.auto.create.topics",
+)  # fmt: skip
 
 
 class Brokers:

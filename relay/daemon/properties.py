@@ -8,8 +8,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from relay.config import KAFKA_DEFAULTS
 from relay.errors import ConfigError
+from relay.kafka_properties import KAFKA_DEFAULTS
 
 REFUSALS = (KafkaException, TypeError, ValueError)
 """What making a client with a wrong property raises."""

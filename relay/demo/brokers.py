@@ -109,7 +109,8 @@ class GivenBrokers:
     def __init__(self, topic: str, properties: Mapping[str, Any]) -> None:
         self.topic = topic
         self._client = {name: value for name, value in properties.items() if name.startswith(CONNECTION)} | {
-            "log_level": 0
+            "log_level": 0,
+            "allow.auto.create.topics": False,
         }
         self._admin = AdminClient(self._client)
         self._create()

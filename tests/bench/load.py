@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import psycopg
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from relay.config import KAFKA_DEFAULTS
+from relay.kafka_properties import KAFKA_DEFAULTS
 
 THREADS = 8
 """Connections that emit in turn: with a thousand commits a second, each has eight milliseconds for its own."""

@@ -14,7 +14,7 @@ import psycopg
 from confluent_kafka import Producer
 from psycopg.types.string import ByteaBinaryLoader
 
-from relay.config import KAFKA_DEFAULTS
+from relay.kafka_properties import KAFKA_DEFAULTS
 
 ROWS = 4000
 

@@ -18,7 +18,8 @@ from relay import errors, logs
 from relay.cache.numbers import METRICS
 from relay.cache.prometheus import PREFIX
 from relay.cli.main import cli
-from relay.config import KAFKA_DEFAULTS, KAFKA_GUARDED, KAFKA_OURS, SECTIONS, SHORT, Topic
+from relay.config import SECTIONS, SHORT, Topic
+from relay.kafka_properties import KAFKA_DEFAULTS, KAFKA_GUARDED, KAFKA_OURS, KAFKA_RANGES
 from relay.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -124,12 +125,15 @@ def kafka_defaults() -> str:
 
 
 def kafka_guarded() -> str:
-    rows = [(f"`{name}`", ", ".join(f"`{value}`" for value in values)) for name, values in KAFKA_GUARDED.items()]
-    rows.append(("`max.in.flight`, `max.in.flight.requests.per.connection`", "`1` to `5`"))
-    rows += [
-        (f"`{name}`", f"not to be set; use `{use}`" if use else "not to be set") for name, use in KAFKA_OURS.items()
+    rows = [
+        (f"`{name}`", ", ".join(f"`{value}`" for value in guard.values), guard.because)
+        for name, guard in KAFKA_GUARDED.items()
     ]
-    return table(("property", "may be"), rows)
+    rows += [(f"`{name}`", f"`{low}` to `{high}`", because) for name, (low, high, because) in KAFKA_RANGES.items()]
+    rows += [
+        (f"`{name}`", "not to be set", f"use `{use}`" if use else "Relay's own") for name, use in KAFKA_OURS.items()
+    ]
+    return table(("property", "may be", "otherwise"), rows)
 
 
 def metrics() -> str:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from relay.config import (
-    KAFKA_DEFAULTS,
-    KAFKA_GUARDED,
-    KAFKA_OURS,
     SECTIONS,
     Database,
     Settings,
@@ -18,6 +15,7 @@ from relay.config import (
 )
 from relay.database import masked, parse
 from relay.errors import ConfigError
+from relay.kafka_properties import KAFKA_DEFAULTS, KAFKA_GUARDED, KAFKA_OURS, KAFKA_RANGES
 
 URL = "RELAY_DATABASE_URL"
 KAFKA = "RELAY_KAFKA_BOOTSTRAP_SERVERS"
@@ -317,7 +315,9 @@ def test_one_setting_by_two_variables_is_a_contradiction():
     ("name", "value"),
     [(name, "wrong") for name in KAFKA_GUARDED]
     + [(name, "1") for name in KAFKA_OURS]
-    + [("max.in.flight", "6"), ("max.in.flight.requests.per.connection", "1000"), ("max.in.flight", "x")],
+    + [(name, value) for name, (low, high, _) in KAFKA_RANGES.items() for value in (str(low - 1), str(high + 1), "x")]
+    + [("partitioner", "random"), ("partitioner", "consistent_random"), ("queuing.strategy", "lifo")]
+    + [("allow.auto.create.topics", "true"), ("retries", "0"), ("retries", "10"), ("acks", "1"), ("acks", "0")],
 )
 def test_a_property_that_carries_the_promise_is_guarded(toml, name, value):
     caught = error(toml(f'[kafka]\n"{name}" = "{value}"\n'))
@@ -327,10 +327,22 @@ def test_a_property_that_carries_the_promise_is_guarded(toml, name, value):
         assert error({"RELAY_KAFKA__" + name.upper().replace(".", "_"): value}).code == "RLY-207"
 
 
-@pytest.mark.parametrize(("name", "values"), KAFKA_GUARDED.items())
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [*((name, guard.values) for name, guard in KAFKA_GUARDED.items()),
+     *((name, (str(low), str(high))) for name, (low, high, _) in KAFKA_RANGES.items())],
+)  # fmt: skip
 def test_a_guarded_property_may_say_what_holds_anyway(toml, name, values):
     for value in values:
         load(toml(f'[kafka]\n"{name}" = "{value}"\n'))
+
+
+def test_the_queue_has_room_for_the_largest_event(toml):
+    """librdkafka would refuse it for ever, as if the queue were full."""
+    caught = error(toml('[kafka]\n"queue.buffering.max.kbytes" = 9000\n'))
+    assert caught.code == "RLY-204"
+    assert "kafka.queue.buffering.max.kbytes" in caught.message
+    load(toml('[kafka]\n"queue.buffering.max.kbytes" = 2000\n"message.max.bytes" = 2000000\n'))
 
 
 # What is kept secret

@@ -87,6 +87,8 @@ def test_other_clients_are_given_the_connection_and_nothing_else():
         "client.id",
         "sasl.username",
         "ssl.ca.location",
+        "allow.auto.create.topics",
         "log_level",
         "error_cb",
     }
+    assert found["allow.auto.create.topics"] is False
