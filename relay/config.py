@@ -52,7 +52,10 @@ class Daemon:
 
     rows_max: int = setting(4000, doc="Events of one unit of work, at most.", low=1, high=50_000)
     bytes_max: int = setting(
-        8_388_608, doc="Payload bytes of one unit of work; one event may exceed it.", low=65_536, high=1 << 30
+        8_388_608,
+        doc="Bytes of keys, headers and payloads of one unit of work; one event may exceed it.",
+        low=65_536,
+        high=1 << 30,
     )
     lanes_max: int = setting(32, doc="Lanes that one unit of work locks, at most.", low=1, high=1024)
     units_in_flight: int = setting(

@@ -7,16 +7,36 @@ So every call here has a deadline on the client's side that gives the connection
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import waiting
+from psycopg import IsolationLevel, waiting
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from relay.errors import ConfigError, GrantError, RelayError, SchemaError, UnreachableError
 
 RV = TypeVar("RV")
+
+#: What our statements and psycopg's parsers rely on. Databases and roles may have other defaults: with DateStyle "SQL,
+#: DMY" psycopg cannot read a time, with row_security on a policy hides events without a word, and a lock_timeout fails
+#: statements that only have to wait for a moment.
+PINS = {
+    "datestyle": "ISO",
+    "standard_conforming_strings": "on",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "array_nulls": "on",
+    "row_security": "off",
+    "lock_timeout": "0",
+}
+#: Those of PINS that poolers keep per client, so that they may be set for the session there too.
+TRACKED = ("datestyle", "standard_conforming_strings")
+#: What only matters between transactions, in a session of our own.
+SESSION_PINS = {"default_transaction_isolation": "read committed", "idle_session_timeout": "0"}
 
 LOGIN_REFUSED = re.compile(r'authentication failed|no password supplied|no pg_hba.conf entry|role ".*" does not exist')
 
@@ -27,7 +47,23 @@ class Connection(psycopg.Connection[Any]):
     deadline_seconds: float = 10.0
     is_pooled: bool = False
     """Whether a pooler stands before the server, so that the next transaction may run in another session. No session
-    state then: no prepared statement, no LISTEN, no session's lock, no SET outside of a transaction."""
+    state then: no prepared statement, no LISTEN, no session's lock, no SET outside of a transaction but TRACKED."""
+
+    @property
+    def local_pins(self) -> str:
+        """The settings that a transaction has to pin by itself, as statements; empty in a session of our own."""
+        return _pins("SET LOCAL", {**PINS, **_limits(self.deadline_seconds)}) if self.is_pooled else ""
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Opens a transaction, or a savepoint within one. Through a pooler it pins our settings first."""
+        is_outermost = self.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+        with super().transaction(savepoint_name, force_rollback) as transaction:
+            if is_outermost and self.is_pooled:
+                self.execute(self.local_pins.encode())
+            yield transaction
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Runs one call. Raises psycopg.OperationalError when the deadline passes; the connection is closed then.
@@ -79,6 +115,7 @@ def connect(
     connection.deadline_seconds = deadline_seconds
     try:
         connection.is_pooled = _is_pooled(connection)
+        _pin(connection)
     except psycopg.Error as error:
         connection.close()
         raise explain(error) from None
@@ -86,6 +123,29 @@ def connect(
         # The next statement may reach a session that has not prepared it, or has prepared another under its name.
         connection.prepare_threshold = None
     return connection
+
+
+def _pin(connection: Connection) -> None:
+    """Makes the session independent of the defaults of its database and role."""
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    if connection.is_pooled:
+        connection.execute(_pins("SET", {name: PINS[name] for name in TRACKED}).encode())
+        return
+    settings = {**PINS, **SESSION_PINS, **_limits(connection.deadline_seconds)}
+    if connection.info.server_version >= 170000:
+        settings["transaction_timeout"] = "0"
+    connection.execute(_pins("SET", settings).encode())
+
+
+def _limits(deadline_seconds: float) -> dict[str, str]:
+    """Ends a statement in the server shortly before we give its connection up. Otherwise it would run on there, and
+    each new try would leave one more session behind."""
+    seconds = max(deadline_seconds * 0.8, deadline_seconds - 2)
+    return {"statement_timeout": str(round(seconds * 1000))}
+
+
+def _pins(command: str, settings: dict[str, str]) -> str:
+    return "; ".join(f"{command} {name} = '{value}'" for name, value in settings.items())
 
 
 def _is_pooled(connection: Connection) -> bool:
@@ -171,6 +231,12 @@ def _explain_statement(error: psycopg.Error, state: str) -> RelayError:
         )
     if state == "25006":
         return _read_only()
+    if state == "42501" and "row-level security" in (error.diag.message_primary or ""):
+        return GrantError(
+            "RLY-501",
+            "row-level security hides rows of the schema relay from the database role",
+            "disable it on the tables of the schema relay, or give the role BYPASSRLS",
+        )
     if state == "42501":
         # "permission denied for table outbox": names of objects, never data.
         what = (error.diag.message_primary or "").removeprefix("permission denied for ") or "an object"

@@ -21,7 +21,8 @@ class Row(NamedTuple):
     event_id: bytes
     payload: bytes | None
     large_bytes: int | None
-    """Set where the payload was left behind because of its size: it is fetched apart, within the unit's bytes."""
+    """Set for a row that is fetched apart because of its size, within the unit's bytes: the bytes of its payload. Until
+    it has been fetched, those of key, headers and payload."""
 
 
 class Outcome(Enum):

@@ -38,27 +38,32 @@ FOR UPDATE OF l SKIP LOCKED"""
 
 # Locks nothing. Must be a statement of its own: in one statement with CLAIM its snapshot would be older than the
 # locks, and rows that another relay has just published and removed would be seen again. outbox_pkey, from the floor.
-# Payloads over 4 KiB stay behind, so that a unit's memory is bounded before its rows are known.
+# Key, headers and payload of a row with more than 4 KiB of them stay behind, so that a unit's memory is bounded before
+# its rows are known: only their size comes along.
 READ: LiteralString = """\
-SELECT o.* FROM unnest(%(lanes)s::smallint[], %(floors)s::bigint[]) AS l (lane, floor)
+SELECT o.lane, o.id, o.ctid, o.topic::varchar, CASE WHEN o.bytes <= 4096 THEN o.key END,
+       CASE WHEN o.bytes <= 4096 THEN o.headers::varchar END, o.event_id::text,
+       CASE WHEN o.bytes <= 4096 THEN o.payload END, CASE WHEN o.bytes > 4096 THEN o.bytes END
+FROM unnest(%(lanes)s::smallint[], %(floors)s::bigint[]) AS l (lane, floor)
 CROSS JOIN LATERAL (
-    SELECT p.lane, p.id, p.ctid, p.topic::varchar, p.key, p.headers::varchar, p.event_id::text,
-           CASE WHEN octet_length(p.payload) <= 4096 THEN p.payload END,
-           CASE WHEN octet_length(p.payload) > 4096 THEN octet_length(p.payload) END
+    SELECT p.lane, p.id, p.ctid, p.topic, p.key, p.headers, p.event_id, p.payload,
+           coalesce(octet_length(p.key), 0) + octet_length(p.headers) + coalesce(octet_length(p.payload), 0) AS bytes
     FROM relay.outbox AS p
     WHERE p.lane = l.lane AND p.id >= l.floor AND p.topic <> ALL (%(paused)s::text[])
     ORDER BY p.id LIMIT %(rows_per_lane)s
 ) AS o"""
 
-# The payloads that READ left behind, by the tuples it saw: the lane's lock keeps them where they are.
-READ_LARGE: LiteralString = "SELECT o.id, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"
+# What READ left behind, by the tuples it saw: the lane's lock keeps them where they are.
+READ_LARGE: LiteralString = """\
+SELECT o.id, o.key, o.headers::varchar, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"""
 
 # Removes exactly what was delivered, by tuple id: 0.8 microseconds a row against 2.5 by key and 1.7 by a join on both.
 # Never by range: under READ COMMITTED this sees rows that became visible after READ. The tuples cannot have moved,
 # since nobody else may touch the rows of a locked lane; if one was by hand, the sums differ and all is rolled back.
+# The sum is numeric: as a bigint that of a whole unit overflows from ids of 10^15 on.
 DELETE: LiteralString = """\
 WITH gone AS (DELETE FROM relay.outbox WHERE ctid = ANY (%(ctids)s::tid[]) RETURNING id)
-SELECT count(*), coalesce(sum(id), 0)::bigint FROM gone"""
+SELECT count(*), coalesce(sum(id), 0) FROM gone"""
 
 # Locks nothing: is there work at all? In autocommit, so an idle relay draws no transaction id and opens no
 # transaction. A locked lane counts as work of its owner.

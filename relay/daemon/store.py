@@ -64,6 +64,17 @@ class Unit:
     """Keys with parked events that are not marked as overtaken yet."""
 
 
+def content_bytes(row: Row) -> int:
+    """The bytes of key, headers and payload, whether they were read or left behind. Takes plain tuples as well."""
+    _, _, _, _, key, headers, _, payload, large_bytes = row
+    return large_bytes if large_bytes is not None else len(key or b"") + len(headers) + len(payload or b"")
+
+
+def _completed(row: Row, key: bytes | None, headers: str, payload: bytes | None) -> Row:
+    """The row with what READ left behind. `large_bytes` is that of the payload from here on."""
+    return Row(*row[:4], key, headers, row[6], payload, len(payload or b""))
+
+
 class MovedError(Exception):
     """A row of a locked lane was changed by somebody else. The unit was rolled back; nothing was removed."""
 
@@ -90,7 +101,8 @@ class Store:
         self._clock = clock
         self._row_bytes = 256.0
         self._start = 0
-        self._begin = queries.BEGIN.format(takeover_ms=int(takeover_seconds * 1000)).encode()
+        begin = queries.BEGIN.format(takeover_ms=int(takeover_seconds * 1000))
+        self._begin = "; ".join(filter(None, [begin, connection.local_pins])).encode()
         connection.adapters.register_dumper(Tids, TidsDumper)
         # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
         connection.adapters.register_loader("text", ByteaBinaryLoader)
@@ -160,18 +172,19 @@ class Store:
             },
         )
         if rows:
-            size = sum(len(row[7] or b"") + (row[8] or 0) for row in rows) / len(rows) + 128
+            size = sum(map(content_bytes, rows)) / len(rows) + 128
             self._row_bytes += (size - self._row_bytes) * (0.5 if size < self._row_bytes else 1.0)
         return rows
 
     def _with_large(self, rows: list[Row]) -> list[Row]:
-        """Fetches large payloads until the unit is full; a lane that leaves a row behind leaves all later ones, too."""
+        """Fetches large rows until the unit is full. If a row does not fit, the later rows of its lane stay behind as
+        well, to keep order."""
         kept: list[Row] = []
         large: list[bytes] = []
         full: set[int] = set()
         total = 0
         for row in rows:
-            lane, size = row[0], (row[8] if row[8] is not None else len(row[7] or b""))
+            lane, size = row[0], content_bytes(row)
             if lane in full or (kept and total + size > self._bytes_max):
                 full.add(lane)
                 continue
@@ -179,12 +192,13 @@ class Store:
             kept.append(row)
             if row[8] is not None:
                 large.append(row[2])
-        payloads = dict(self._all(queries.READ_LARGE, {"ctids": Tids.of(large)})) if large else {}
+        fetched = self._all(queries.READ_LARGE, {"ctids": Tids.of(large)}) if large else []
+        contents = {id_: content for id_, *content in fetched}
         # A row that vanished by hand in between is not published.
         return [
-            Row(*row[:7], payloads[row[1]], row[8]) if row[8] is not None else row
+            row if row[8] is None else _completed(row, *contents[row[1]])
             for row in kept
-            if row[8] is None or row[1] in payloads
+            if row[8] is None or row[1] in contents
         ]
 
     def _raise_floors(self, view: View, lanes: list[int], rows: list[Row]) -> None:
