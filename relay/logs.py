@@ -11,7 +11,7 @@
 | event.dead_lettered | error | event_id, topic, dead_letter, code, reason |
 | topic.paused | error | topic, code, hint |
 | topic.resumed | info | topic |
-| kafka.lost | error | code, hint |
+| kafka.lost | error | code, reason, hint |
 | kafka.back | info | away_s |
 | producer.rebuilt | warning | rebuilds |
 | relay.fenced | warning | frozen_s |

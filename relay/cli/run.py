@@ -20,7 +20,7 @@ def run(drain: bool) -> None:
     """Run the daemon until SIGTERM.
 
     Needs RELAY_DATABASE_URL and RELAY_KAFKA_BOOTSTRAP_SERVERS. Start as many instances as you like. SIGTERM finishes
-    what is in flight and exits 0; a second one exits at once.
+    what is in flight and exits 0; a second one exits at once. --drain exits 3 if Kafka does not answer.
     """
     loaded = settings()
     # Units make thousands of tuples and no cycles: the collector would look through all of them for nothing, which

@@ -14,9 +14,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
 from relay.core.event import Row, row_bytes
+from relay.kafka_words import LastWords
 
 ASK_SECONDS = 3.0
 PROBE_SECONDS = 2.0
+PRESENCE_SECONDS = 1.5
 KEEP = (
     "bootstrap.servers", "client.id", "security.", "sasl.", "ssl.", "enable.ssl", "socket.", "reconnect.",
     "allow.auto.create.topics",
@@ -28,18 +30,30 @@ class Brokers:
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         admin: dict[str, Any] = {name: value for name, value in properties.items() if name.startswith(KEEP)}
-        admin |= {"log_level": 0, "error_cb": lambda _error: None}
+        self._words = LastWords(admin)
+        admin |= {"log_level": 0, "error_cb": self._words.note}
         self._admin = AdminClient(admin)
         self._limits: dict[str, int | None] = {}
         self._lock = threading.Lock()
 
-    def are_there(self) -> bool:
-        """Whether they answer."""
+    def ask(self) -> str | None:
+        """Returns None if they answer, else Kafka's own words about why they do not."""
         try:
-            self._admin.list_topics(timeout=PROBE_SECONDS)
-        except KafkaException:
-            return False
-        return True
+            # Costs the same however many topics there are, but only one of the brokers can answer it.
+            self._admin.describe_cluster(request_timeout=PRESENCE_SECONDS).result(PRESENCE_SECONDS * 2)
+        except (KafkaException, TimeoutError):
+            try:
+                self._admin.list_topics(timeout=PRESENCE_SECONDS)
+            except KafkaException as error:
+                self._admin.poll(0)
+                return self._words.after(error)
+        self._words.forget()
+        return None
+
+    @property
+    def words(self) -> str:
+        """Kafka's own words since the brokers have last answered, empty if there were none."""
+        return self._words.words
 
     def can_write(self, topic: str) -> bool:
         """Whether a topic exists, as far as metadata tells."""

@@ -20,6 +20,7 @@ from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
+from relay.daemon.presence import Presence
 from relay.daemon.properties import REFUSALS, refused
 from relay.daemon.publisher import Publisher
 from relay.daemon.state import State
@@ -61,7 +62,8 @@ class Relay:
         """Checks, starts, waits for a signal, stops.
 
         Raises:
-            RelayError: a setting, the schema or a grant is wrong, or the database cannot be reached at the start.
+            RelayError: a setting, the schema or a grant is wrong, or the database cannot be reached at the start; or a
+                drain could not be done.
         """
         lanes = self._check_database()
         brokers, publishers = self._new_publishers()
@@ -69,8 +71,6 @@ class Relay:
         floors = Floors(lanes)
         health = self._start_health()
         self._catch_signals()
-        # Taken for granted until something cannot be published.
-        self.metrics.kafka_up.set(1)
         workers = self._start_workers(brokers, publishers, floors, lanes)
         self.state.started = True
         self._log.info(
@@ -83,6 +83,8 @@ class Relay:
         if health:
             health.stop()
         self._log.info("relay.stopped", published=self.state.published)
+        if self.state.failure:
+            raise self.state.failure
         return 1 if self._failed else 0
 
     def _connect(self, part: str) -> Connection:
@@ -133,6 +135,7 @@ class Relay:
         self, brokers: Brokers, publishers: list[Publisher], floors: Floors, lanes: int
     ) -> list[threading.Thread]:
         daemon = self._settings.daemon
+        presence = Presence(brokers, self.state, self.metrics, self._log)
         common: dict[str, Any] = {
             "brokers": brokers, "floors": floors, "settings": self._settings,
             "state": self.state, "metrics": self.metrics, "log": self._log,
@@ -151,12 +154,17 @@ class Relay:
         def worker(index: int) -> Callable[[], None]:
             publisher = publishers[index]
             return Worker(
-                index, open_store=lambda: open_store(index), publisher=publisher, drain=self._drain, **common
+                index,
+                open_store=lambda: open_store(index),
+                publisher=publisher,
+                presence=presence,
+                drain=self._drain,
+                **common,
             ).run
 
         watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, **common)
         workers = [self._thread(f"worker-{i}", worker(i)) for i in range(len(publishers))]
-        for thread in [*workers, self._thread("watch", watch.run)]:
+        for thread in [*workers, self._thread("watch", watch.run), self._thread("presence", presence.run)]:
             thread.start()
         return workers
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from relay.errors import RelayError
+
 
 @dataclass(slots=True)
 class State:
@@ -18,7 +20,8 @@ class State:
     """Rung when there may be work: by a notification, by a worker that found some, and to stop."""
     asleep: threading.Event = field(default_factory=threading.Event)
     """Set while writers are asked to notify; only then may a worker wait for long."""
-    kafka_up: bool = True
+    kafka_up: bool = False
+    """Whether units may be published. False until Kafka was asked."""
     kafka_lost_at: float = 0.0
     database_up: bool = True
     schema_ok: bool = True
@@ -26,6 +29,8 @@ class State:
     heartbeat: float = 0.0
     last_work: float = 0.0
     published: int = 0
+    failure: RelayError | None = None
+    """What `relay run` ends with, if it cannot do what was asked."""
     problems: dict[str, str] = field(default_factory=dict)
     """Code to text: what keeps this relay from working, for /readyz."""
 

@@ -26,11 +26,12 @@ from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
 from relay.daemon.poison import Poison
+from relay.daemon.presence import Presence
 from relay.daemon.publisher import Publisher
 from relay.daemon.state import State
 from relay.daemon.store import MovedError, Store, Unit
 from relay.database import explain
-from relay.errors import RelayError
+from relay.errors import RelayError, UnreachableError
 from relay.logs import Logger
 from relay.metrics import Metrics
 
@@ -45,6 +46,7 @@ class Worker:
         open_store: Callable[[], Store],
         publisher: Publisher,
         brokers: Brokers,
+        presence: Presence,
         floors: Floors,
         settings: Settings,
         state: State,
@@ -56,6 +58,7 @@ class Worker:
         self._open_store = open_store
         self._publisher = publisher
         self._brokers = brokers
+        self._presence = presence
         self._floors = floors
         self._settings = settings
         self._daemon = settings.daemon
@@ -195,34 +198,41 @@ class Worker:
                 hint = "create the topic or grant Write on it; its events wait"
                 self._state.problems[f"topic {topic}"] = "RLY-702: the topic cannot be written"
                 self._log.error("topic.paused", topic=topic, code="RLY-702", hint=hint)
-        if unknown and self._state.kafka_up:
-            self._state.kafka_up = False
-            self._state.kafka_lost_at = self._state.clock()
-            self._metrics.kafka_losses.inc()
-            self._metrics.kafka_up.set(0)
-            self._state.problems["kafka"] = "RLY-701: Kafka is not available"
-            self._log.error("kafka.lost", code="RLY-701", hint="events wait in the outbox; nothing is lost or parked")
+        if unknown:
+            self._presence.lost(self._brokers.words)
 
     def _wait_for_kafka(self) -> None:
-        """Asks whether Kafka is back, with no transaction open. The first worker asks, the others wait for it."""
+        """Asks whether Kafka is there, with no transaction open. The first worker asks, the others wait for it."""
         if self._index:
             self._state.stop.wait(0.1)
             return
         attempt = 1
         while not self._state.stop.is_set():
             self._state.beat()
-            if self._brokers.are_there() and self._publisher.is_idle():
+            if self._presence.answers() and self._publisher.is_idle():
                 break
+            if self._drain and self._presence.lost_for >= self._daemon.publish_timeout_seconds:
+                self._give_up()
+                return
             self._state.stop.wait(backoff_seconds(attempt, random.random(), cap=1.0))  # noqa: S311
             attempt += 1
         else:
             return
-        # What other relays had on the wire when Kafka went away is being settled now; let it.
-        self._state.stop.wait(0.5)
-        self._state.kafka_up = True
-        self._metrics.kafka_up.set(1)
-        self._state.problems.pop("kafka", None)
-        self._log.info("kafka.back", away_s=round(self._state.clock() - self._state.kafka_lost_at, 1))
+        if self._presence.lost_for:
+            # What other relays had on the wire when Kafka went away is being settled now; let it.
+            self._state.stop.wait(0.5)
+        self._presence.back()
+
+    def _give_up(self) -> None:
+        """Ends a drain that cannot be done."""
+        cause = self._brokers.words
+        self._state.failure = UnreachableError(
+            "RLY-304",
+            "the Kafka brokers cannot be reached" + (f": {cause}" if cause else ""),
+            "check kafka.bootstrap.servers and the login, then run it again; nothing was lost",
+        )
+        self._state.stop.set()
+        self._state.ring()
 
     def _wait_for_work(self, store: Store) -> None:
         """Looks again after a pause that grows from one millisecond; sleeps when there has been nothing for a while."""
