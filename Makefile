@@ -52,9 +52,10 @@ faults: $(STAMP) ## the full fault matrix and ten minutes of chaos; SEED=n repla
 	@$(BIN)/python -m pytest -m faults -rA --timeout 3600 $(if $(PART),$(or $(PART_$(PART)),$(error PART is one of: $(PARTS)))) $(ARGS)
 
 # Each part fits half an hour on two cores. Together they are what PART= unset runs.
-PARTS          := brokers postgres consumers copies chaos matrix samples
+PARTS          := brokers postgres sessions consumers copies chaos matrix samples
 PART_brokers   := tests/faults/test_brokers.py
 PART_postgres  := tests/faults/test_postgres.py
+PART_sessions  := tests/faults/test_sessions.py
 PART_consumers := tests/faults/test_consumers.py
 PART_copies    := tests/faults/test_million_events.py
 PART_chaos     := tests/faults/test_chaos.py

@@ -24,6 +24,11 @@ Stop = Literal["fast", "immediate", "crash"]
 WAITING = "SELECT count(*) FROM relay.outbox WHERE created_at < clock_timestamp() - interval '2 s'"
 
 
+SESSIONS = """\
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'relay %%' AND application_name LIKE '%%' || %s"""
+
+
 def through(proxy: TcpProxy, dsn: str) -> str:
     """The DSN by way of the proxy."""
     parts = urlsplit(dsn)
@@ -100,6 +105,12 @@ def frozen_at_failpoint(takeover_seconds: float) -> scenario.Nemesis:
         flows(run.dsn)
 
     return nemesis
+
+
+def end_sessions(dsn: str, relay: RelayProcess | None = None) -> int:
+    """Has the database end the sessions of this relay, or of all, as an administrator or a failover does; how many."""
+    instance = relay.wait_event("relay.started")["instance"] if relay else ""
+    return int(scenario.ask(dsn, SESSIONS, instance))
 
 
 def stop_postgres(server: EmbeddedPostgres, how: Stop) -> None:

@@ -213,7 +213,9 @@ class TcpProxy:
         connection = Connection(client, server, task)
         self._connections.add(connection)
         try:
-            await self._forward(connection, from_client, from_server)
+            # A cut cancels this task, which then ends like any other: asyncio reports the cancelled ones as errors.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._forward(connection, from_client, from_server)
         finally:
             client.close()
             server.close()

@@ -36,6 +36,15 @@ def read_topic(bootstrap: str, topic: str, *, timeout: float = 30) -> list[Recor
         consumer.close()
 
 
+def count_records(bootstrap: str, topic: str, *, timeout: float = 30) -> int:
+    """How many records the topic has had."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "relay-test-counter", "log_level": 0})
+    try:
+        return sum(_ends(consumer, topic, time.monotonic() + timeout).values())
+    finally:
+        consumer.close()
+
+
 def _read(consumer: Consumer, topic: str, timeout: float) -> list[Record]:
     deadline = time.monotonic() + timeout
     ends = _ends(consumer, topic, deadline)
