@@ -18,6 +18,9 @@ SECRET: Final = re.compile(
 )
 """Names of properties whose values are not shown: too many rather than one too few."""
 
+STOPWATCH: Final = re.compile(r" \(after \d+ms in state [^()]*(\([^()]*\)[^()]*)*\)")
+"""What librdkafka adds to errors of connections. It differs each time, and tells an operator nothing."""
+
 CONSEQUENCES: Final = frozenset({"_ALL_BROKERS_DOWN", "_TIMED_OUT", "_MSG_TIMED_OUT"})
 """They say that there is no answer, never why: another error has the cause."""
 
@@ -39,7 +42,7 @@ def words_of(error: object, properties: Mapping[str, Any] | None = None) -> str:
     else:
         text, name = str(error), ""
     plain = "".join(character for character in " ".join(text.split()) if character.isprintable())
-    plain = without_secrets(plain, properties or {})
+    plain = without_secrets(STOPWATCH.sub("", plain), properties or {})
     if len(plain) > LENGTH_MAX:
         plain = plain[: LENGTH_MAX - 3] + "..."
     return f"{plain} ({name})" if plain and name else plain or name

@@ -8,22 +8,29 @@ from dataclasses import asdict
 
 import click
 
-from relay.cli.main import open_database
+from relay.cli.main import open_database, settings
 from relay.daemon.overview import Overview, look
+from relay.daemon.reach import ANSWER_SECONDS, Answer, Reach, as_sentence
 from relay.schema.install import require_version
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    """Show backlog, parked events, lanes and connected relays. Reads only, and locks nothing."""
+    """Show backlog, parked events, lanes, connected relays, and whether Kafka answers. Reads only, and locks nothing.
+
+    Kafka is asked from here, for two seconds at most, if the settings name it.
+    """
+    reach = Reach(settings().kafka)
+    reach.ask()
     with open_database("status") as connection:
         require_version(connection)
         overview = look(connection)
-    click.echo(json.dumps(as_data(overview)) if as_json else as_text(overview))
+    kafka = reach.ask(ANSWER_SECONDS + 0.5)
+    click.echo(json.dumps(as_data(overview, kafka)) if as_json else as_text(overview, kafka))
 
 
-def as_data(overview: Overview) -> dict[str, object]:
+def as_data(overview: Overview, kafka: Answer) -> dict[str, object]:
     """The shape of `--json`: names are an interface, and are only added to."""
     return {
         "backlog": overview.backlog,
@@ -41,10 +48,11 @@ def as_data(overview: Overview) -> dict[str, object]:
             "holders": [{"session": name, "lanes": count} for name, count in sorted(overview.holders.items())],
         },
         "relays": overview.relays,
+        "kafka": {"up": kafka.up, "brokers": kafka.brokers, "reason": kafka.reason},
     }
 
 
-def as_text(overview: Overview) -> str:
+def as_text(overview: Overview, kafka: Answer) -> str:
     """For a person, 80 columns wide."""
     lines = [f"backlog   {_events(overview.backlog)}" + _oldest(overview)]
     lines += [_topic_line(topic.topic, topic.events, topic.oldest_age_seconds) for topic in overview.topics]
@@ -53,6 +61,8 @@ def as_text(overview: Overview) -> str:
     lines += [f"  {count:>12,}  {name}" for name, count in sorted(overview.holders.items())]
     relays = ", ".join(overview.relays) or "none is connected; start `relay run`"
     lines += textwrap.wrap(f"relays    {relays}", 80, subsequent_indent=" " * 10, break_on_hyphens=False)
+    sentence = f"kafka     {as_sentence(kafka)}"
+    lines += textwrap.wrap(sentence, 80, subsequent_indent=" " * 10, break_on_hyphens=False)
     return "\n".join(lines)
 
 

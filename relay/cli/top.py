@@ -18,6 +18,7 @@ from relay.cli.main import settings
 from relay.cli.top_view import Line, frame
 from relay.config import Settings, require_database
 from relay.daemon.glance import Glance, glance, rates
+from relay.daemon.reach import ANSWER_SECONDS, Answer, Reach
 from relay.database import Connection, connect
 from relay.errors import RelayError, UnreachableError
 from relay.schema.install import require_version
@@ -46,20 +47,20 @@ def top(once: bool, interval: float, no_color: bool, as_json: bool) -> None:
     """Watch rates, backlog, lanes, parked events and open writers, live.
 
     Press q to quit. Reads only, locks nothing, and costs the database a few milliseconds per look. Rates are what was
-    written to the outbox and removed from it.
+    written to the outbox and removed from it. Whether Kafka answers is asked from here, if the settings name it.
     """
     screen = Screen(settings())
     with screen:
         if once or as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
             screen.look()
             time.sleep(interval)
-            screen.look()
-            click.echo(json.dumps(as_data(screen.glances)) if as_json else screen.text())
+            screen.look(kafka_seconds=ANSWER_SECONDS + 0.5)
+            click.echo(json.dumps(as_data(screen.glances, screen.kafka)) if as_json else screen.text())
         else:
             screen.run(interval, colors=not (no_color or os.environ.get("NO_COLOR")))
 
 
-def as_data(glances: deque[Glance]) -> dict[str, object]:
+def as_data(glances: deque[Glance], kafka: Answer) -> dict[str, object]:
     """The shape of `--json`: names are an interface, and are only added to."""
     now = glances[-1]
     written, published = rates(glances)
@@ -78,6 +79,8 @@ def as_data(glances: deque[Glance]) -> dict[str, object]:
         "relays": now.relays,
         "parked": [asdict(group) for group in now.parked],
         "writers": [asdict(writer) for writer in now.writers],
+        "writers_hidden": now.hides_writers,
+        "kafka": {"up": kafka.up, "brokers": kafka.brokers, "reason": kafka.reason},
     }
 
 
@@ -88,6 +91,8 @@ class Screen:
         self._url = require_database(loaded)
         self._connect_seconds = loaded.database.connect_timeout_seconds
         self._connection: Connection | None = None
+        self._reach = Reach(loaded.kafka)
+        self.kafka = self._reach.ask()
         self.glances: deque[Glance] = deque()
 
     def __enter__(self) -> Screen:
@@ -96,12 +101,16 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def look(self) -> None:
+    def look(self, kafka_seconds: float = 0.0) -> None:
         """Looks once more.
+
+        Args:
+            kafka_seconds: how long to wait for Kafka's answer; otherwise the latest one is shown, with its age.
 
         Raises:
             RelayError: it could not; what had been seen is forgotten, since rates over a gap mean nothing.
         """
+        self.kafka = self._reach.ask(kafka_seconds)
         try:
             if self._connection is None:
                 self._connection = self._open()
@@ -115,7 +124,7 @@ class Screen:
 
     def text(self) -> str:
         """The picture without a terminal: 80 columns wide, and as long as it gets."""
-        return "\n".join(line.text for line in frame(self.glances, self._title(), 80, 200))
+        return "\n".join(line.text for line in frame(self.glances, self.kafka, self._title(), 80, 200))
 
     def run(self, interval: float, *, colors: bool) -> None:
         """Draws until [q]."""
@@ -134,7 +143,7 @@ class Screen:
             self.look()
         except UnreachableError as error:
             return [Line("relay top", "bold"), Line(""), Line(str(error)[:width], "alarm"), Line("Trying again.")]
-        return frame(self.glances, self._title(), width, height)
+        return frame(self.glances, self.kafka, self._title(), width, height)
 
     def _title(self) -> str:
         info = self._connection.info if self._connection else None

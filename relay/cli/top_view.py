@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from relay.cli.status import age, shortened
 from relay.daemon.glance import Glance, rates
+from relay.daemon.reach import Answer, as_sentence
 from relay.daemon.whereabouts import Holder
 
 Style = Literal["", "bold", "alarm"]
 OLDEST_ALARM_SECONDS: Final = 10.0
 WRITER_SECONDS_MIN: Final = 1.0
 """Every transaction that writes is open for a moment; these would be noise."""
-FIXED_ROWS: Final = 9
+FIXED_ROWS: Final = 10
 """Title, figures, headings and the blank lines between them."""
+KAFKA_ROWS_MAX: Final = 5
+OLD_SECONDS: Final = 5.0
+"""An answer that is older is shown with its age."""
 
 
 class Line(NamedTuple):
@@ -24,7 +29,7 @@ class Line(NamedTuple):
     style: Style = ""
 
 
-def frame(glances: Sequence[Glance], title: str, width: int, height: int) -> list[Line]:
+def frame(glances: Sequence[Glance], kafka: Answer, title: str, width: int, height: int) -> list[Line]:
     """The whole picture: at most `height` lines of at most `width` characters.
 
     Args:
@@ -32,8 +37,9 @@ def frame(glances: Sequence[Glance], title: str, width: int, height: int) -> lis
     """
     now = glances[-1]
     sections = [_topics(now), _lanes(now), _parked(now), _writers(now)]
-    room = max(len(sections), height - FIXED_ROWS)
-    lines = [Line(title, "bold"), Line(""), *_figures(now, *rates(glances))]
+    said = _kafka(kafka, width)
+    room = max(len(sections), height - FIXED_ROWS - len(said) + 1)
+    lines = [Line(title, "bold"), Line(""), *_figures(now, *rates(glances)), *said, Line("")]
     for (heading, rows), share in zip(sections, _shares([len(rows) for _, rows in sections], room), strict=True):
         lines += [heading, *_cut(rows, share)]
     return [Line(_fitted(line.text, width), line.style) for line in lines][:height]
@@ -48,8 +54,15 @@ def _figures(now: Glance, written: float, published: float) -> list[Line]:
             f"waiting    {waiting:>11}    oldest     {age(now.oldest_seconds) if now.topics else '-':>11}",
             "alarm" if late and now.topics else "",
         ),
-        Line(""),
     ]
+
+
+def _kafka(kafka: Answer, width: int) -> list[Line]:
+    """Whole, since the end of Kafka's words may be what matters."""
+    since = f", {age(kafka.age_seconds)} ago" if kafka.up is not None and kafka.age_seconds > OLD_SECONDS else ""
+    text = f"kafka      {as_sentence(kafka)}{since}"
+    lines = textwrap.wrap(text, max(width, 20), subsequent_indent=" " * 11, break_on_hyphens=False)
+    return [Line(line, "alarm" if kafka.up is False else "") for line in lines[:KAFKA_ROWS_MAX]]
 
 
 def _topics(now: Glance) -> tuple[Line, list[Line]]:
@@ -80,7 +93,10 @@ def _writers(now: Glance) -> tuple[Line, list[Line]]:
         for one in now.writers
         if one.seconds is None or one.seconds >= WRITER_SECONDS_MIN
     ]
-    return Line("open transactions that wrote" if rows else "open transactions that wrote: none", "bold"), rows
+    heading = "open transactions that wrote" if rows else "open transactions that wrote: none"
+    if now.hides_writers:
+        heading += " (since when, by pg_read_all_stats only)"
+    return Line(heading, "bold"), rows
 
 
 def _writer(one: Holder) -> str:

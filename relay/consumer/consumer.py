@@ -25,6 +25,7 @@ from relay.consumer.hooks import Hook, Hooks
 from relay.consumer.settings import check_properties, consumer_properties
 from relay.core.change import LIMITS, Limits
 from relay.errors import CacheError, ConfigError
+from relay.kafka_words import LastWords
 
 if TYPE_CHECKING:
     from relay.consumer.loop import Loop
@@ -211,6 +212,7 @@ class Consumer:
             recorder=self._recorder,
             runner=runner,
             troubles=troubles,
+            words=LastWords(self._properties),
             limits=self._limits,
         )
 

@@ -17,13 +17,16 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from relay.consumer.settings import connection_properties
+from relay.kafka_words import LastWords, words_of
 
 REPORT_SECONDS: Final = 10.0
+UNANSWERED: Final = frozenset({KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError._TRANSPORT})
+"""They say that there is no answer; why is told to the callback."""
 TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 
 class SetAsideError(Exception):
-    """The event is not known to be in the dead-letter topic. The text is the name of Kafka's error."""
+    """The event is not known to be in the dead-letter topic. The text is Kafka's words, of each attempt that failed."""
 
 
 class DeadLetters:
@@ -35,7 +38,8 @@ class DeadLetters:
     """
 
     def __init__(self, properties: Mapping[str, Any], group: str, topics: Mapping[str, str]) -> None:
-        self._connection = connection_properties(properties)
+        self._last = LastWords(properties)
+        self._connection = connection_properties(properties, self._last.note)
         self._group = group
         self._topics = topics
         self._lock = threading.Lock()
@@ -54,17 +58,19 @@ class DeadLetters:
         """
         topic = self.topic_of(record.topic())
         with self._lock:
-            self._make(topic)
+            not_made = self._make(topic)
             headers = [*_headers_of(record), *self._why(record, code, reason, attempts)]
             error = self._send(topic, record.key(), record.value(), headers)
-            if error in TOO_LARGE:
+            if error is not None and error.code() in TOO_LARGE:
                 # Better without its value than not at all: where it came from, it still is.
                 size = str(len(record.value() or b"")).encode()
                 few = [*self._why(record, code, reason, attempts), ("relay-omitted-bytes", size)]
                 error = self._send(topic, record.key(), None, few)
             if error is not None:
                 self._known.discard(topic)
-                raise SetAsideError(KafkaError(error).name())
+                words = self._last.words if error.code() in UNANSWERED and self._last.words else words_of(error)
+                raise SetAsideError(f"{words}; it could not be created: {not_made}" if not_made else words)
+            self._last.forget()
         return topic
 
     def _why(self, record: Any, code: str, reason: str, attempts: int) -> list[tuple[str, bytes]]:
@@ -79,10 +85,13 @@ class DeadLetters:
         }
         return [(name, str(value).encode()) for name, value in fields.items()]
 
-    def _make(self, topic: str) -> None:
-        """Creates the topic, unless it is there; if that is not allowed, writing to it will tell."""
+    def _make(self, topic: str) -> str:
+        """Creates the topic, unless it is there. Returns why it could not be created.
+
+        It may be there all the same, which writing to it will tell.
+        """
         if topic in self._known:
-            return
+            return ""
         admin = AdminClient(self._connection)
         try:
             new = NewTopic(topic, 1, -1)
@@ -90,13 +99,15 @@ class DeadLetters:
                 outcome.result(REPORT_SECONDS)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                return
-        except TimeoutError:
-            return
+                admin.poll(0)
+                return self._last.after(error)
+        except TimeoutError as error:
+            return words_of(error)
         self._known.add(topic)
+        return ""
 
-    def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: list[Any]) -> int | None:
-        """The code of the error, None if it was acknowledged."""
+    def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: list[Any]) -> Any:
+        """The error, None if it was acknowledged."""
         if self._producer is None:
             self._producer = Producer(
                 {
@@ -107,16 +118,16 @@ class DeadLetters:
                     "linger.ms": 0,
                 }
             )
-        reports: list[int | None] = []
+        reports: list[KafkaError | None] = []
         try:
             self._producer.produce(
                 topic, value, key, headers=headers,
-                on_delivery=lambda error, _record: reports.append(None if error is None else error.code()),
+                on_delivery=lambda error, _record: reports.append(error),
             )  # fmt: skip
         except KafkaException as error:
-            return int(error.args[0].code())
+            return error.args[0]
         self._producer.flush(REPORT_SECONDS + 2)
-        return reports[0] if reports else KafkaError._MSG_TIMED_OUT
+        return reports[0] if reports else KafkaError(KafkaError._MSG_TIMED_OUT)
 
 
 def _headers_of(record: Any) -> list[Any]:

@@ -16,8 +16,9 @@ from relay.cache.tiers import SharedTier, TierError
 from relay.consumer.events import say
 from relay.consumer.records import decode_record
 from relay.consumer.settings import connection_properties
-from relay.consumer.topology import Place, Shape, offsets, shapes
+from relay.consumer.topology import Place, Shape, describe, offsets, shapes
 from relay.core.change import Limits, Malformed
+from relay.kafka_words import LastWords, words_of
 
 PROOF_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 3.0
@@ -51,6 +52,7 @@ class Follower:
         self._limits = limits
         self._on_proof = on_proof
         self._name = name
+        self._last = LastWords(properties)
         self._read: dict[Place, int] = {}
         self._shapes: dict[str, Shape] = {}
         self._joined: dict[Place, int] = {}
@@ -67,18 +69,24 @@ class Follower:
 
     def follow(self, stop: threading.Event) -> str:
         """Returns what was in the way, or that it was stopped."""
-        client = Consumer({**self._properties, "error_cb": lambda _error: None})
-        admin = AdminClient(connection_properties(self._properties))
+        self._last.forget()
+        client = Consumer({**self._properties, "error_cb": self._last.note})
+        admin = AdminClient(connection_properties(self._properties, self._last.note))
         try:
             self._follow(client, admin, stop)
         except _GapError as gap:
             return str(gap)
         except KafkaException as error:
-            cause = error.args[0]
-            return cause.name() if hasattr(cause, "name") else "Kafka does not answer"
+            return self._words(client, admin, error)
         finally:
             client.close()
         return "the feed was stopped"
+
+    def _words(self, client: Consumer, admin: AdminClient, error: Exception) -> str:
+        """Why brokers do not answer is told to callbacks, and those are called from here."""
+        client.poll(0)
+        admin.poll(0)
+        return f"Kafka: {self._last.after(error)}"
 
     def _follow(self, client: Consumer, admin: AdminClient, stop: threading.Event) -> None:
         ticket = self._join(client, admin)
@@ -96,10 +104,13 @@ class Follower:
     def _join(self, client: Consumer, admin: AdminClient) -> int:
         """Closes first and asks for the ends then: whatever is not below them will be seen."""
         ticket = self._local.close("joining")
-        self._shapes = shapes(admin, self._topics, SILENCE_SECONDS)
-        missing = set(self._topics) - set(self._shapes)
-        if missing:
-            raise _GapError(f"topic {min(missing)} is not there")
+        found = describe(admin, self._topics, SILENCE_SECONDS)
+        if found.missing:
+            raise _GapError(f"topic {min(found.missing)} is not there")
+        for topic, error in sorted(found.failed.items()):
+            raise _GapError(f"topic {topic} cannot be described: {self._words(client, admin, error)}")
+        self._last.forget()
+        self._shapes = found.shapes
         places = [(topic, each) for topic, shape in self._shapes.items() for each in range(shape.partitions)]
         self._joined = offsets(client, dict.fromkeys(places, OFFSET_END), SILENCE_SECONDS)
         self._read = dict(self._joined)
@@ -120,7 +131,7 @@ class Follower:
             place, offset = (record.topic(), record.partition()), record.offset()
             if error is not None:
                 if error.code() != KafkaError._PARTITION_EOF:
-                    raise _GapError(error.name())
+                    raise _GapError(f"Kafka: {words_of(error, self._properties)}")
                 read[place] = offset  # beyond the marks of transactions, which nobody is handed
                 continue
             if offset < read[place]:
@@ -153,12 +164,14 @@ class Follower:
     def _prove(self, now: float) -> None:
         if self._asked is not None:
             asked_at, ends = self._asked
+            self._last.forget()
             if all(self._read[place] >= end for place, end in ends.items()):
                 self.proven, self._asked = asked_at, None
                 self._on_proof(now - asked_at)
         if self.proven is not None and now - self.proven > SILENCE_SECONDS:
             self._on_proof(now - self.proven)
-            raise _GapError("no proof of being up to date for three seconds")
+            because = f", {words}" if (words := self._last.words) else ""
+            raise _GapError(f"no proof of being up to date for three seconds{because}")
 
     def _consult(self, ticket: int, began: float) -> None:
         """Opens the tier when the one behind has applied what was before the join; forgets floors it has passed."""

@@ -31,6 +31,7 @@ from relay.consumer.source import Cold, Listener, Source
 from relay.core.backoff import backoff_seconds
 from relay.core.change import LIMITS, Change, Limits
 from relay.errors import CacheError
+from relay.kafka_words import LastWords, words_of
 
 BATCH: Final = 1000
 POLL_SECONDS: Final = 0.1
@@ -53,9 +54,11 @@ class Loop(Listener):
         recorder: Recorder,
         runner: Runner,
         troubles: Troubles,
+        words: LastWords,
         limits: Limits = LIMITS,
     ) -> None:
         self._name = name
+        self._words = words
         self._make_source = make_source
         self._applier = None if shared is None else Applier(shared, self._on_epoch)
         self._recorder = recorder
@@ -110,7 +113,7 @@ class Loop(Listener):
         self._read(self._source.fetch(BATCH, wait))
         if self._fatal is not None:
             raise CacheError(
-                "RLY-931", f"Kafka has shut this consumer out: {self._fatal.str()}",
+                "RLY-931", f"Kafka has shut this consumer out: {words_of(self._fatal)}",
                 "start it anew; give each member a group.instance.id of its own",
             )  # fmt: skip
         if self._runner.failure is not None:
@@ -227,7 +230,7 @@ class Loop(Listener):
             error = raised.args[0]
         if error is not None:
             self._source.commit_error = None
-            say(logging.WARNING, "consumer.commit_failed", consumer=self._name, reason=error.name())
+            say(logging.WARNING, "consumer.commit_failed", consumer=self._name, reason=words_of(error))
             for lane in lanes:
                 lane.committed = -1
 
@@ -238,6 +241,7 @@ class Loop(Listener):
         found = self._source.shapes()
         if not found:
             return
+        self._words.forget()
         away = self.troubles.end("kafka")
         if away is not None:
             say(logging.INFO, "consumer.kafka_back", consumer=self._name, away_s=round(away, 1))
@@ -295,12 +299,16 @@ class Loop(Listener):
 
     def _on_error(self, error: KafkaError) -> None:
         """From librdkafka, about the client as a whole."""
+        self._words.note(error)
         if _is_fatal(error):
             self._fatal = error
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN and self.troubles.begin("kafka", "RLY-701", error.name()):
-            say(
-                logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-701", reason=error.name()
-            )  # fmt: skip
+            return
+        # One broker that is lost is replaced by others; one that refuses the login is not.
+        if error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
+            return
+        reason = self._words.words
+        if self.troubles.begin("kafka", "RLY-701", reason):
+            say(logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-701", reason=reason)
 
     def _must_restart(self, lane: Lane, cause: str) -> None:
         self._cold.setdefault(lane, cause)
@@ -316,10 +324,8 @@ class Loop(Listener):
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             if lane is not None:
                 self._must_restart(lane, "offsets out of range")
-        elif self.troubles.begin(f"topic {record.topic()}", "RLY-933", error.name()):
-            say(
-                logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-933", reason=error.name()
-            )  # fmt: skip
+        elif self.troubles.begin(f"topic {record.topic()}", "RLY-933", words_of(error)):
+            say(logging.ERROR, "consumer.kafka_trouble", consumer=self._name, code="RLY-933", reason=words_of(error))
 
     def _restart_cold(self) -> None:
         """Lanes whose offsets mean nothing any more go on at the end of now, in a new epoch; after their hooks, for

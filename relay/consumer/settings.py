@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from relay.errors import ConfigError
@@ -72,13 +72,17 @@ def check_properties(properties: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: RLY-206, without the value, which may be a secret in the wrong place.
     """
-    from confluent_kafka import Consumer, KafkaException
+    from confluent_kafka import Consumer
 
     try:
         Consumer({**properties, "error_cb": lambda _error: None}).close()
-    except (KafkaException, TypeError, ValueError) as error:
-        named = [name for name in properties if f'"{name}"' in str(error)]
-        what = f"the property {named[0]}" if named else "a property"
+    except ImportError as error:
+        # A way to log in may need a package that confluent-kafka does not bring.
+        what = f"the Kafka client lacks a package for a property: {error.name or type(error).__name__}"
+        raise ConfigError("RLY-206", what, "install it, or correct the property in kafka=") from None
+    except Exception as error:
+        named = [name for name in properties if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", str(error))]
+        what = f"the property {max(named, key=len)}" if named else "a property"
         raise ConfigError("RLY-206", f"librdkafka refuses {what}", "correct its name or value in kafka=") from None
 
 
@@ -94,9 +98,15 @@ CONNECTION: Final = re.compile(
 )
 
 
-def connection_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of them that say how to reach the brokers: for the other clients that a consumer needs."""
+def connection_properties(
+    properties: Mapping[str, Any], on_error: Callable[[Any], None] = lambda _error: None
+) -> dict[str, Any]:
+    """Those of them that say how to reach the brokers: for the other clients that a consumer needs.
+
+    Args:
+        on_error: told why brokers do not answer. Having it keeps librdkafka from writing to stderr.
+    """
     found = {name: value for name, value in properties.items() if CONNECTION.match(name)}
     # Producers and admin clients have librdkafka create topics unless they are told otherwise.
     ours = {"allow.auto.create.topics": False, "log_level": properties.get("log_level", 0)}
-    return found | ours | {"error_cb": lambda _error: None}
+    return found | ours | {"error_cb": on_error}

@@ -64,7 +64,7 @@ class Source:
         self._listener = listener
         self._first = OFFSET_BEGINNING if from_beginning else OFFSET_END
         self._incremental = is_incremental(properties)
-        self._admin = AdminClient(connection_properties(properties))
+        self._admin = AdminClient(connection_properties(properties, on_error))
         self._client = Consumer({**properties, "error_cb": on_error, "on_commit": self._on_commit})
         self.lanes: dict[tuple[str, int], Lane] = {}
         self.commit_error: Any = None
@@ -163,13 +163,14 @@ class Source:
     def shapes(self) -> dict[str, Shape] | None:
         """The topics as the brokers describe them, asked every few seconds. None: no answer yet, or no new one."""
         now = time.monotonic()
+        self._admin.poll(0)
         if self._asked is None and now >= self._ask_at:
             self._asked = self._admin.describe_topics(TopicCollection(self._topics), request_timeout=ASK_SECONDS)
             self._ask_at = now + SHAPES_SECONDS
         if self._asked is None or not all(answer.done() for answer in self._asked.values()):
             return None
         answers, self._asked = self._asked, None
-        found = described(answers, 0)
+        found = described(answers, 0).shapes
         self._ids |= {topic: shape.id for topic, shape in found.items()}
         return found
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 Place = tuple[str, int]
 """A topic and a partition."""
 
 ASK_SECONDS: Final = 5.0
+MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
 
 class Shape(NamedTuple):
@@ -21,24 +22,46 @@ class Shape(NamedTuple):
     partitions: int
 
 
-def shapes(admin: AdminClient, topics: Iterable[str], timeout_seconds: float = ASK_SECONDS) -> dict[str, Shape]:
-    """Those topics that exist and may be described."""
+class Described(NamedTuple):
+    """What the brokers have said of some topics."""
+
+    shapes: dict[str, Shape]
+    """Those that exist and may be described."""
+    missing: list[str]
+    """Those that do not exist."""
+    failed: dict[str, Exception]
+    """Those of which nothing is known, and why: a topic is not missing because nobody can be asked about it."""
+
+
+def describe(admin: AdminClient, topics: Iterable[str], timeout_seconds: float = ASK_SECONDS) -> Described:
+    """Asks about these topics."""
     names = sorted(set(topics))
     if not names:
-        return {}
+        return Described({}, [], {})
     answers = admin.describe_topics(TopicCollection(names), request_timeout=timeout_seconds)
     return described(answers, timeout_seconds)
 
 
-def described(answers: Mapping[str, Any], timeout_seconds: float) -> dict[str, Shape]:
-    """What these futures tell of those topics that exist."""
-    found: dict[str, Shape] = {}
+def shapes(admin: AdminClient, topics: Iterable[str], timeout_seconds: float = ASK_SECONDS) -> dict[str, Shape]:
+    """Those topics that exist and may be described."""
+    return describe(admin, topics, timeout_seconds).shapes
+
+
+def described(answers: Mapping[str, Any], timeout_seconds: float) -> Described:
+    """What these futures tell."""
+    found = Described({}, [], {})
     for name, answer in answers.items():
         try:
             description: Any = answer.result(timeout_seconds)
-        except (KafkaException, TimeoutError):
-            continue
-        found[name] = Shape(str(description.topic_id), len(description.partitions))
+        except KafkaException as error:
+            if error.args[0].code() in MISSING:
+                found.missing.append(name)
+            else:
+                found.failed[name] = error
+        except TimeoutError as error:
+            found.failed[name] = error
+        else:
+            found.shapes[name] = Shape(str(description.topic_id), len(description.partitions))
     return found
 
 

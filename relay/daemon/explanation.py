@@ -75,20 +75,23 @@ def _waiting(where: Whereabouts, searches: Sequence[Search], *, by_key: bool) ->
         says.append(f"{before:,} {goes} before {'the first of them' if count > 1 else 'it'}.")
     else:
         says.append(f"{'The first of them' if count > 1 else 'It'} is the first of its lane.")
-    return says + _reasons(where, first, {search.topic: search.problem for search in searches})
+    return says + _reasons(where, first, {search.topic: search for search in searches})
 
 
-def _reasons(where: Whereabouts, first: Waiting, problems: dict[str, str]) -> list[str]:
-    """Whatever is known to keep it there; else that nothing is known."""
+def _reasons(where: Whereabouts, first: Waiting, searches: dict[str, Search]) -> list[str]:
+    """Returns the known reasons why the event is still there, or says that none is known."""
     reasons = []
+    search = searches.get(first.topic, Search(first.topic))
     if where.blocked_by is not None:
         reasons.append(
             f"Parked event {where.blocked_by} blocks its key (RLY-704): see `relay parked show {where.blocked_by}`."
         )
-    if problems.get(first.topic) == "missing":
+    if search.problem == "missing":
         reasons.append(f"Its topic {first.topic} does not exist (RLY-702): create it, and its events go on.")
-    if problems.get(first.topic) == "unreachable":
-        reasons.append("Kafka does not answer (RLY-701): everything waits, and nothing is lost.")
+    if search.problem == "unreadable":
+        reasons.append(f"Kafka refuses its topic {first.topic} (RLY-702): {search.reason}.")
+    if search.problem == "unreachable":
+        reasons.append(f"Kafka does not answer (RLY-701): {search.reason}. Everything waits, and nothing is lost.")
     if not where.relays:
         reasons.append("No relay is connected: start `relay run`.")
     reasons += [
@@ -140,8 +143,10 @@ def _published(searches: Sequence[Search], *, by_key: bool, asks_kafka: bool) ->
 def _unseen(search: Search) -> str:
     if search.problem == "missing":
         return f"Topic {search.topic} does not exist."
+    if search.problem == "unreadable":
+        return f"Topic {search.topic} could not be read: Kafka refuses it, {search.reason}."
     if search.problem:
-        return f"Topic {search.topic} could not be read: Kafka does not answer."
+        return f"Topic {search.topic} could not be read: Kafka does not answer, {search.reason}."
     if search.complete:
         return f"Not among the {search.records:,} records that topic {search.topic} holds there now."
     return (

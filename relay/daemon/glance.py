@@ -62,6 +62,11 @@ class Glance:
     """Open transactions that have written to the outbox, the oldest first."""
 
     @property
+    def hides_writers(self) -> bool:
+        """Whether since when some of them are open is hidden from this role, as it lacks pg_read_all_stats."""
+        return any(one.pid is not None and one.seconds is None for one in self.writers)
+
+    @property
     def waiting(self) -> int:
         """Events in the outbox, ESTIMATED_MAX at most."""
         return sum(self.topics.values())

@@ -21,7 +21,7 @@ from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
 from relay.daemon.presence import Presence
-from relay.daemon.properties import REFUSALS, refused
+from relay.daemon.properties import refused
 from relay.daemon.publisher import Publisher
 from relay.daemon.state import State
 from relay.daemon.store import Store
@@ -128,7 +128,7 @@ class Relay:
                 )
                 for _ in range(daemon.units_in_flight)
             ]
-        except REFUSALS as error:
+        except Exception as error:
             raise refused(error, self._kafka) from None
 
     def _start_workers(

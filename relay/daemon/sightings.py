@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from relay.core.partitioner import partition_of
-from relay.daemon.brokers import KEEP
+from relay.daemon.properties import make_client
+from relay.kafka_words import LastWords, words_of
 
 ASK_SECONDS = 2.0
 FETCHED = 500
@@ -30,7 +31,7 @@ class Record:
 
 @dataclass(slots=True)
 class Search:
-    """How one topic was searched, and what was found: the newest last."""
+    """How one topic was searched, and what was found, in the order of the log."""
 
     topic: str
     partitions: list[int] = field(default_factory=list)
@@ -38,7 +39,9 @@ class Search:
     complete: bool = False
     """Whether all that is there of these partitions was looked at."""
     problem: str = ""
-    """Empty, `missing` or `unreachable`."""
+    """Empty, `missing`, `unreachable`, or `unreadable` where Kafka answers and refuses."""
+    reason: str = ""
+    """Kafka's words where there is a problem."""
     found: list[Record] = field(default_factory=list)
 
 
@@ -56,48 +59,65 @@ def search(
     Args:
         records_max: of all partitions together.
         seconds: after so long it ends with what it has seen.
+
+    Raises:
+        ConfigError: RLY-206, librdkafka refuses a property.
     """
     until = time.monotonic() + seconds
-    done = Search(topic)
-    consumer = Consumer(_of_reader(properties))
+    done, last = Search(topic), LastWords(properties)
+    consumer = _reader(properties, last)
     try:
         partitions = _partitions(consumer, topic, until)
-        if partitions is None:
-            done.problem = "missing"
-            return done
+        last.forget()
         if key is not None and str(properties.get("partitioner", "")).startswith("murmur2"):
             partitions = [partition_of(key, len(partitions))]
         done.partitions = partitions
         _read(consumer, done, _Wanted(event, key), max(1, records_max // len(partitions)), until)
-    except KafkaException:
-        done.problem = "unreachable"
+    except _RefusedError as refused:
+        done.problem, done.reason = refused.problem, words_of(refused.error, properties)
+    except KafkaException as error:
+        # What went wrong with a connection is told to the callback only, and that is called from here.
+        consumer.poll(0)
+        done.problem, done.reason = "unreachable", last.after(error)
     finally:
         consumer.close()
-    done.found.sort(key=lambda record: (-(record.age_seconds or 0.0), record.partition, record.offset))
+    done.found.sort(key=lambda record: (record.partition, record.offset))
     return done
 
 
-def _of_reader(properties: Mapping[str, Any]) -> dict[str, Any]:
+class _RefusedError(Exception):
+    """Kafka has answered that it does not show this topic."""
+
+    def __init__(self, error: KafkaError) -> None:
+        super().__init__(error.name())
+        self.error = error
+        is_missing = error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+        self.problem = "missing" if is_missing else "unreadable"
+
+
+def _reader(properties: Mapping[str, Any], last: LastWords) -> Consumer:
     """Assigned and never subscribed: the group is only a name that librdkafka asks for."""
-    kept = {name: value for name, value in properties.items() if name.startswith(KEEP)}
-    return {
-        **kept,
-        "group.id": "relay-explain",
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "isolation.level": "read_uncommitted",
-        "enable.partition.eof": False,
-        "log_level": 0,
-        "error_cb": lambda _error: None,
-    }
+    return make_client(
+        Consumer,
+        properties,
+        group_id="relay-explain",
+        enable_auto_commit=False,
+        enable_auto_offset_store=False,
+        isolation_level="read_uncommitted",
+        enable_partition_eof=False,
+        error_cb=last.note,
+    )
 
 
-def _partitions(consumer: Consumer, topic: str, until: float) -> list[int] | None:
-    """None if there is no such topic. A consumer that asks creates none."""
+def _partitions(consumer: Consumer, topic: str, until: float) -> list[int]:
+    """At least one, or an error. A consumer that asks creates no topic."""
     found = consumer.list_topics(topic, timeout=_left(until)).topics.get(topic)
-    if found is None or found.error is not None:
-        return None
-    return sorted(found.partitions) or None
+    error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if found is None else found.error
+    if found is None or error is not None:
+        raise _RefusedError(error)
+    if not found.partitions:
+        raise _RefusedError(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    return sorted(found.partitions)
 
 
 def _left(until: float) -> float:
@@ -135,7 +155,13 @@ def _read(consumer: Consumer, done: Search, wanted: _Wanted, per_partition: int,
 
 def _take(message: Message, done: Search, wanted: _Wanted, ends: dict[int, int]) -> None:
     partition, offset = message.partition(), message.offset()
-    if message.error() is not None or partition is None or offset is None or offset >= ends.get(partition, 0):
+    if (error := message.error()) is not None:
+        # Codes of librdkafka's own are below zero: it goes on by itself. What a broker has answered stays as it is. The
+        # group is not needed, and that this user may have none is said without a topic.
+        if error.code() > 0 and message.topic() == done.topic:
+            raise _RefusedError(error)
+        return
+    if partition is None or offset is None or offset >= ends.get(partition, 0):
         return
     done.records += 1
     event_id = _event_id(message)

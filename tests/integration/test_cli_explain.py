@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from uuid import uuid4
 
 import psycopg
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import Producer
 from psycopg import sql
 
 from relay.cli.main import cli
 from relay.daemon.floors import Floors
+from relay.daemon.sightings import search
 from relay.daemon.store import Store
 from relay.database import connect
 from relay.schema.grants import grants
@@ -133,6 +136,20 @@ def test_an_event_that_was_published_is_found_at_its_place(database, kafka, owne
     never = ask(database, str(uuid4()), "--topic", topic, bootstrap=kafka.bootstrap)
     assert (never["state"], never["searches"][0]["complete"], never["searches"][0]["records"]) == ("unknown", True, 30)
     assert not [sentence for sentence in never["says"] if "--topic" in sentence]
+
+
+def test_records_are_listed_in_the_order_of_the_log(kafka):
+    """Whatever their time stamps: those of one batch are equal, and clocks of relays differ."""
+    topic = fresh_topic(kafka, partitions=2)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    now = int(time.time() * 1000)
+    for partition, earlier in ((1, 0), (1, 0), (1, 5000), (0, 60_000), (0, 1)):
+        producer.produce(topic, b"x", b"k", partition=partition, timestamp=now - earlier)
+    assert producer.flush(60) == 0
+    properties = {"bootstrap.servers": kafka.bootstrap, "partitioner": "consistent"}
+    done = search(properties, topic, event=None, key=b"k", records_max=100, seconds=60)
+    assert done.complete
+    assert [(record.partition, record.offset) for record in done.found] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
 
 
 def test_a_topic_that_is_missing_and_a_kafka_that_is_away(database, kafka, owner):

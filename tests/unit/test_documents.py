@@ -23,6 +23,7 @@ from relay.daemon.explanation import Explanation
 from relay.daemon.glance import Glance, ParkedGroup
 from relay.daemon.overview import Overview, TopicBacklog
 from relay.daemon.parked import ParkedEvent
+from relay.daemon.reach import Answer
 from relay.daemon.sightings import Record, Search
 from relay.daemon.verification import report
 from relay.daemon.verification.knowledge import Tally
@@ -174,7 +175,7 @@ def names_of(value: object, prefix: str = "") -> set[str]:
 def test_the_fields_of_status_are_documented():
     """All of them, and no others."""
     overview = Overview([TopicBacklog("t", 1, 1.0)], 1, 1, 1.0, 64, {"s": 1}, ["r"])
-    assert documented("## relay status", "## relay top") == names_of(STATUS.as_data(overview))
+    assert documented("## relay status", "## relay top") == names_of(STATUS.as_data(overview, Answer(True)))
 
 
 def test_the_fields_of_parked_events_are_documented():
@@ -227,7 +228,7 @@ def test_the_fields_of_top_and_explain_are_documented():
     """All of them, and no others."""
     holder = Holder(1, "s", "r", "idle", 1.0)
     now = Glance(1.0, 1, 1, {"t": 1}, 1.0, 64, {"s": 1}, ["r"], [ParkedGroup("t", "RLY-703", 1, 1.0)], [holder])
-    assert documented("## relay top", "## relay explain") == names_of(TOP.as_data(deque([now])))
+    assert documented("## relay top", "## relay explain") == names_of(TOP.as_data(deque([now]), Answer(True)))
     where = Whereabouts(
         waiting=[Waiting(1, "e", "t", 1, 1.0, 1)],
         parked=[Aside(1, "e", "t", "park", False, "RLY-703", "r", 1.0)],

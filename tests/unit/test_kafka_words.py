@@ -29,6 +29,14 @@ def test_what_is_no_error_of_kafka_is_shown_with_its_class(raised, words):
     assert words_of(raised) == words
 
 
+@pytest.mark.parametrize("more", ["", ", 3 identical error(s) suppressed"])
+def test_the_time_of_a_failed_connection_is_left_out(more):
+    """It would make every line another."""
+    text = f"b:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: No route (after 12ms in state CONNECT{more})"
+    words = words_of(KafkaError(KafkaError._TRANSPORT, text))
+    assert words == "b:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: No route (_TRANSPORT)"
+
+
 def test_the_words_are_one_short_line():
     words = words_of(KafkaError(KafkaError._SSL, "one\n\ttwo \x1b[31m" + "x" * 1000))
     assert words.startswith("one two [31mxxx")

@@ -37,11 +37,12 @@ def examine(settings: Settings) -> list[Finding]:
 
     threads = 0
     if look:
-        threads += _start(look.run, findings, database_done)
+        threads += _start(look.run, "database", findings, database_done)
     else:
         database_done.set()
     if properties:
-        threads += _start(kafka.Look(properties, settings, outbox, findings.put).run, findings, threading.Event())
+        run = kafka.Look(properties, settings, outbox, findings.put).run
+        threads += _start(run, "topic", findings, threading.Event())
     found = _collect(findings, threads, until)
     said = [refused("settings", error) for error in wrong] or [ok("settings", "valid, with all that is needed")]
     return complete([*said, *found], has_database=bool(url), has_kafka=bool(properties))
@@ -84,12 +85,17 @@ def _usable(settings: Settings) -> tuple[str, Mapping[str, Any], list[ConfigErro
     return url, properties, wrong
 
 
-def _start(run: Callable[[], None], findings: queue.SimpleQueue[Finding | None], done: threading.Event) -> int:
+def _start(
+    run: Callable[[], None], check: str, findings: queue.SimpleQueue[Finding | None], done: threading.Event
+) -> int:
     """A thread that the process does not wait for at its end; None in the queue says that it has finished."""
 
     def guarded() -> None:
         try:
             run()
+        except Exception as error:
+            # Drivers raise more than their own errors. The text may hold what was read; the class does not.
+            findings.put(unknown(check, f"the checks ended in {type(error).__name__}", "report it as a fault of Relay"))
         finally:
             done.set()
             findings.put(None)

@@ -140,6 +140,8 @@ class Look:
             return [unknown(check, "no answer within a second: a lock is in the way", "see pg_locks and try again")]
         except psycopg.Error as error:
             return [refused(check, explain(error))]
+        except UnicodeError:
+            return [unknown(check, "the answer is not in UTF-8", "see encoding")]
 
     def _read_outbox(self, connection: Connection) -> None:
         """Topics of up to 100,000 events, and the size that the schema lets through."""
@@ -149,7 +151,7 @@ class Look:
                 plain = re.fullmatch(r"\s*SELECT\s+(\d+)\s*;?\s*", source[0] if source else "", re.IGNORECASE)
                 self.outbox.event_bytes_max = int(plain[1]) if plain else None
                 self.outbox.topics = [row[0] for row in connection.execute(queries.BACKLOG_ESTIMATE)]
-        except psycopg.Error:
+        except (psycopg.Error, UnicodeError):
             # Schema and grants have been looked at and reported; what is unknown here is unknown to the topics' checks.
             self.outbox.topics = None
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from relay.core.change import Change, decode
-from relay.daemon.brokers import KEEP
+from relay.daemon.properties import make_client
 from relay.daemon.verification.knowledge import Name
 from relay.database import Connection
 from relay.errors import UnreachableError
+from relay.kafka_words import LastWords
 
 ASK_SECONDS: Final = 5.0
 EVENTS_PER_TURN: Final = 1000
+MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 NAMES_PER_WALK: Final = 100
 
 # Reads by the primary key of entity_version, once for each of a few hundred entities; locks nothing.
@@ -75,35 +77,47 @@ def _literal(text: str) -> str:
     return "".join(f"\\{character}" if character in "*?[]^\\" else character for character in text)
 
 
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    """Those of the topic; none if it is missing.
+
+    Raises:
+        KafkaException: nobody answers, or the topic may not be seen.
+    """
+    found = consumer.list_topics(topic, timeout=ASK_SECONDS).topics.get(topic)
+    if found is not None and found.error is not None and found.error.code() not in MISSING:
+        raise KafkaException(found.error)
+    return [] if found is None else sorted(found.partitions)
+
+
 class Tail:
     """Events that arrive at the end of a topic from now on. Belongs to no group and commits nothing."""
 
     def __init__(self, properties: Mapping[str, Any], topic: str) -> None:
-        kept = {name: value for name, value in properties.items() if name.startswith(KEEP)}
-        self._consumer = Consumer(
-            {
-                **kept,
-                "group.id": "relay-verify",
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "latest",
-                "fetch.wait.max.ms": 50,
-                "log_level": 0,
-                "error_cb": lambda _error: None,
-            }
+        last = LastWords(properties)
+        self._consumer = make_client(
+            Consumer,
+            properties,
+            group_id="relay-verify",
+            enable_auto_commit=False,
+            enable_auto_offset_store=False,
+            auto_offset_reset="latest",
+            fetch_wait_max_ms=50,
+            error_cb=last.note,
         )
         try:
-            found = self._consumer.list_topics(topic, timeout=ASK_SECONDS).topics.get(topic)
-            partitions = [] if found is None or found.error is not None else sorted(found.partitions)
+            partitions = _partitions(self._consumer, topic)
             # The offsets themselves, and not "the end": what is written before the first fetch counts as well.
             ends = [
                 TopicPartition(topic, number, self._consumer.get_watermark_offsets(TopicPartition(topic, number))[1])
                 for number in partitions
             ]
-        except KafkaException:
+        except KafkaException as error:
+            self._consumer.poll(0)
             self._consumer.close()
             raise UnreachableError(
-                "RLY-304", "the Kafka brokers do not answer", "check kafka.bootstrap.servers"
+                "RLY-304",
+                f"the Kafka brokers do not answer: {last.after(error)}",
+                "check kafka.bootstrap.servers and the security settings",
             ) from None
         self.ends = {(end.topic, end.partition): end.offset for end in ends}
         """Where each partition ended when this began; empty if there is no such topic."""
