@@ -68,6 +68,7 @@ CODES: dict[str, str] = {
     "RLY-702": "a topic cannot be written",
     "RLY-703": "Kafka refuses an event",
     "RLY-704": "an event waits for an earlier event of its key",
+    "RLY-705": "published events cannot be settled",
     "RLY-801": "the connection to the database is not encrypted",
     "RLY-802": "lanes are missing",
     "RLY-803": "a pooler stands before the database",

@@ -6,14 +6,15 @@
 | relay.stopping | info | signal |
 | relay.stopped | info | published |
 | unit.settled | info | rows, lanes, oldest_s, publish_s, duration_s |
+| unit.unsettled | error | rows, code, reason, retry_s |
 | unit.held | warning | rows, delivered, unknown, held, topic, refused, code |
 | event.parked | error | event_id, topic, policy, code, reason, waiting |
 | event.dead_lettered | error | event_id, topic, dead_letter, code, reason |
-| topic.paused | error | topic, code, hint |
+| topic.paused | error | topic, code, reason, hint |
 | topic.resumed | info | topic |
 | kafka.lost | error | code, reason, hint |
 | kafka.back | info | away_s |
-| producer.rebuilt | warning | rebuilds |
+| producer.rebuilt | warning | rebuilds, reason |
 | relay.fenced | warning | frozen_s |
 | database.lost | error | code, reason |
 | database.back | info | away_s |
@@ -36,8 +37,8 @@ from relay.config import Log
 
 EVENTS = frozenset(
     {
-        "relay.started", "relay.stopping", "relay.stopped", "unit.settled", "unit.held", "event.parked",
-        "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back", "producer.rebuilt",
+        "relay.started", "relay.stopping", "relay.stopped", "unit.settled", "unit.unsettled", "unit.held",
+        "event.parked", "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back", "producer.rebuilt",
         "relay.fenced", "database.lost", "database.back", "database.pooled", "row.moved", "floor.breached",
         "http.elsewhere", "worker.failed",
     }

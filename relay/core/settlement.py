@@ -42,3 +42,22 @@ def settle(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Settlement:
             refused.append(row)
         stopped.add(key)
     return Settlement(delivered, refused)
+
+
+def without(rows: Sequence[Row], stuck: Sequence[Row]) -> list[Row]:
+    """Returns the rows that may be removed if `stuck` cannot be: none that comes after a stuck row of its key.
+
+    A row that stays in the outbox is published again. If a later one of its key were removed, the key would end on it.
+    """
+    if not stuck:
+        return list(rows)
+    ids = {row[1] for row in stuck}
+    first: dict[KeyOf, int] = {}
+    for row in stuck:
+        if row[4] is not None:
+            first[row[3], row[4]] = min(row[1], first.get((row[3], row[4]), row[1]))
+    return [
+        row
+        for row in rows
+        if row[1] not in ids and (row[4] is None or row[1] < first.get((row[3], row[4]), row[1] + 1))
+    ]

@@ -33,20 +33,22 @@ class Floors:
         self._floors = [0] * lanes
         self._skips = [0] * lanes
         self._paused: dict[str, float] = {}
+        self._held: frozenset[str] = frozenset()
         self._epoch = 0
 
     def view(self) -> View:
         """A consistent copy."""
         with self._lock:
-            floors = self._skips if self._paused else self._floors
-            return View(list(floors), self._horizon.proven, dict(self._horizon.pins), list(self._paused), self._epoch)
+            floors = self._skips if self._paused or self._held else self._floors
+            left_alone = [*self._paused, *(self._held - self._paused.keys())]
+            return View(list(floors), self._horizon.proven, dict(self._horizon.pins), left_alone, self._epoch)
 
     def raise_to(self, view: View, first_live: Mapping[int, int | None]) -> None:
         """Takes in what a look under the lanes' locks has shown: the first row at or above the floor, by lane."""
         with self._lock:
             if view.epoch != self._epoch:
                 return
-            floors = self._skips if self._paused else self._floors
+            floors = self._skips if self._paused or self._held else self._floors
             for lane, first in first_live.items():
                 floors[lane] = raised_floor(floors[lane], first, view.proven)
 
@@ -121,6 +123,19 @@ class Floors:
             if self._paused.pop(topic, None) is not None:
                 self._skips = list(self._floors)
                 self._epoch += 1
+
+    def hold(self, topics: Collection[str]) -> None:
+        """Leaves exactly these topics alone, besides the paused ones, until they are named no longer."""
+        with self._lock:
+            if self._held != frozenset(topics):
+                self._held = frozenset(topics)
+                self._skips = list(self._floors)
+                self._epoch += 1
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The topics that `hold` named last."""
+        return self._held
 
     def due(self, now: float) -> list[str]:
         """Paused topics whose time has come."""

@@ -11,10 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import psycopg
+
 from relay.config import Settings
 from relay.core.event import SEPARATOR, Outcome, Row
-from relay.daemon.publisher import Publisher
+from relay.daemon.publisher import Publisher, Report
 from relay.daemon.store import Store, Unit
+from relay.daemon.tenure import Tenure
+from relay.daemon.unsettled import is_connection_lost
 from relay.logs import Logger
 from relay.metrics import Metrics
 
@@ -49,35 +53,68 @@ class Poison:
         )
         self._metrics.parked_total.labels("block").inc(len(rows))
 
-    def treat(self, store: Store, refused: Sequence[Row]) -> list[Row]:
-        """Tries refused rows alone, then applies the policy; returns those that count as delivered."""
+    def treat(
+        self, store: Store, refused: Sequence[Row], report: Report, tenure: Tenure, *, is_careful: bool
+    ) -> tuple[list[Row], list[Row]]:
+        """Retries each refused row by itself, then applies the topic's policy.
+
+        Args:
+            report: of the unit, with Kafka's words about each row.
+            is_careful: a row that the database does not let be parked stays where it is, instead of failing the unit.
+        Returns:
+            The rows to treat as delivered, and those that could not be parked.
+        """
         delivered: list[Row] = []
+        stuck: list[Row] = []
         until = time.monotonic() + ALONE_SECONDS
         for row in refused:
-            if time.monotonic() > until:
+            if time.monotonic() > until or report.unanswered:
                 break
-            outcomes = self._publisher.publish([row], until + ALONE_SECONDS)
-            if outcomes is None or (outcomes == [Outcome.REFUSED] and self._apply(store, row)):
+            alone = self._publisher.publish([row], tenure)
+            report.unanswered |= alone.unanswered
+            if alone.outcomes is None:
                 delivered.append(row)
-        return delivered
+            elif alone.outcomes == [Outcome.REFUSED]:
+                words = alone.reason(row) or report.reason(row)
+                if is_careful and not self._can_park(store, row, words):
+                    stuck.append(row)
+                elif self._apply(store, row, words, tenure):
+                    delivered.append(row)
+        return delivered, stuck
 
-    def _apply(self, store: Store, row: Row) -> bool:
-        """The policy for one row; True if it is to be removed like a delivered one."""
+    def _can_park(self, store: Store, row: Row, words: str) -> bool:
+        """Whether the database lets the row be parked, tried and taken back."""
+        store.set_savepoint()
+        try:
+            store.park([row], policy="park", waits=False, code="RLY-703", reason=words, attempts=2)
+        except psycopg.Error as error:
+            if is_connection_lost(error):
+                raise
+            return False
+        finally:
+            if store.is_alive():
+                store.back_to_savepoint()
+        return True
+
+    def _apply(self, store: Store, row: Row, words: str, tenure: Tenure) -> bool:
+        """Applies the policy to one row. Returns True if it is to be removed like a delivered one."""
         policy = self._settings.topic(row.topic)
-        reason = "Kafka refuses the event"
+        reason = f"Kafka refuses the event: {words}" if words else "Kafka refuses the event"
         event_id = row.event_id.decode()
         if policy.poison == "topic":
             dead_letter = policy.dead_letter or f"{row.topic}.dead"
             origin = f"relay-origin-topic{SEPARATOR}{row.topic}{SEPARATOR}relay-error{SEPARATOR}RLY-703{SEPARATOR}"
             dead = row._replace(topic=dead_letter, headers=row.headers + origin)
-            if self._publisher.publish([dead], time.monotonic() + ALONE_SECONDS) is None:
+            report = self._publisher.publish([dead], tenure)
+            if report.outcomes is None:
                 self._log.error(
                     "event.dead_lettered",
                     event_id=event_id, topic=row.topic, dead_letter=dead_letter, code="RLY-703", reason=reason,
                 )  # fmt: skip
                 self._metrics.parked_total.labels("topic").inc()
                 return True
-            reason = "Kafka refuses the event, and so does the dead-letter topic"
+            why = report.reason(dead) or report.troubles.get(dead_letter) or report.words or "no answer"
+            reason = f"{reason}. The dead-letter topic {dead_letter} did not take it: {why}"
         store.park([row], policy=policy.poison, waits=False, code="RLY-703", reason=reason, attempts=2)
         self._metrics.parked_total.labels(policy.poison).inc()
         self._log.error(

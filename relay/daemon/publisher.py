@@ -1,61 +1,101 @@
-"""Publishing: all rows of a unit in flight at once, each one accounted for, by a producer that may die for good.
+"""Publishing: all rows of a unit in flight at once, each one accounted for.
 
-Each worker has a producer of its own. librdkafka reports only failures; that everything else was acknowledged is proven
-by the producer being empty after the flush, for what fails leaves a report behind. A report per row, served in Python,
-cost a tenth of the drain rate and proved the same.
+A publisher sends with one `Sender` at a time. It waits for every record, for as long as its worker may wait; then it
+settles for what is known. Records that were never sent are purged. If others may still be on the wire, the sender goes
+to `Unanswered`, which keeps it until their outcome is known, and the publisher goes on with a new one.
+
+How long it waits:
+
+    nothing answers                    daemon.publish_timeout_seconds
+    a topic that metadata says cannot
+    take a record now                  until the other topics are done; asked for after SLOW_SECONDS
+    some topics answered, others not   PARTIAL_SECONDS
+    the session or the fence is lost   not at all
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-
-from relay.core.event import SEPARATOR, Outcome, Row
+from relay.core.event import Outcome, Row
 from relay.core.waves import plan
-from relay.daemon.brokers import Brokers
+from relay.daemon.brokers import Brokers, Inquiry
 from relay.daemon.failpoints import failpoint
 from relay.daemon.kafka_errors import outcome_of
+from relay.daemon.sender import Sender
+from relay.daemon.tenure import Tenure
+from relay.daemon.unanswered import Unanswered
+from relay.kafka_words import words_of
 
 CHUNK_ROWS = 64
-"""So many rows are produced between two looks at the clock: what a relay that was frozen in between may still send."""
+"""So many rows are produced between two looks at the clocks: what a relay that was frozen in between may still send."""
 
-Failure = tuple[KafkaError, str | None, bytes | None, bytes | None]
-"""An error, and the topic, key and value of the row that it hit: librdkafka tells no more."""
+WATCH_SECONDS = 0.05
+"""How long a session may have ended before the publisher that waits for Kafka sees it."""
+
+SLOW_SECONDS = 0.2
+"""After this long without the last answer, the publisher asks the brokers what is wrong."""
+
+PARTIAL_SECONDS = 3.0
+"""How long topics without an answer may keep those waiting that have one."""
+
+SETTLE_SECONDS = 0.5
+"""How long records on the wire may take to be answered after the rest was purged."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the rows of a unit."""
+
+    outcomes: list[Outcome] | None = None
+    """None if Kafka acknowledged every one."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """Topics that cannot be written now, with the reason in Kafka's words."""
+    unanswered: set[str] = field(default_factory=set)
+    """Topics with records that may still be on the wire. They are held until their outcome is known."""
+    reasons: dict[tuple[str, bytes | None, bytes | None], str] = field(default_factory=dict)
+    """Kafka's words about rows that it refused, by topic, key and value."""
+    cause: str = ""
+    """Kafka's words about a row whose outcome is unknown, empty if it only did not answer."""
+    words: str = ""
+    """The last error of the connection to Kafka, empty if there was none."""
+
+    def reason(self, row: Row) -> str:
+        """Returns Kafka's words about a refused row."""
+        return self.reasons.get((row[3], row[4], row[7]), "")
 
 
 class Publisher:
-    """One worker's producer. Not thread-safe."""
+    """Sends the units of one worker. Not thread-safe."""
 
     def __init__(
         self,
         properties: Mapping[str, Any],
         brokers: Brokers,
+        unanswered: Unanswered,
         *,
         is_strict: Callable[[str], bool],
         publish_timeout_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._properties = {
-            **properties,
-            "message.timeout.ms": int(publish_timeout_seconds * 1000),
-            "delivery.report.only.error": True,
-            "on_delivery": self._on_failure,
-            "error_cb": self._on_error,
-            "log_level": 0,
-        }
+        self._properties = properties
         self._brokers = brokers
+        self._unanswered = unanswered
         self._is_strict = is_strict
         self._timeout = publish_timeout_seconds
+        self._partial = min(PARTIAL_SECONDS, publish_timeout_seconds / 2)
         self._clock = clock
-        self._failures: list[Failure] = []
-        self._dead = False
-        self._batch_bytes = self._batch_bytes_max()
-        self._producer = self._new_producer()
+        self._sender = self._new_sender()
+        self._report = Report()
         self.rebuilds = 0
+        """Senders replaced, because librdkafka gave them up, or because they have to be kept."""
+        self.rebuilt_because = ""
+
+    def _new_sender(self) -> Sender:
+        return Sender(self._properties, batch_bytes=self._batch_bytes_max(), clock=self._clock)
 
     def _batch_bytes_max(self) -> int:
         """A batch above a topic's limit is refused whole, with every innocent row in it."""
@@ -63,161 +103,193 @@ class Publisher:
         smallest = self._brokers.smallest_limit()
         return own if smallest is None else min(own, smallest)
 
-    def _new_producer(self) -> Producer:
-        self._batch_bytes = self._batch_bytes_max()
-        return Producer({**self._properties, "batch.size": self._batch_bytes})
-
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
-        """Must not raise: that makes librdkafka lose its place."""
-        if error is not None:
-            self._failures.append((error, message.topic(), message.key(), message.value()))
-
-    def _on_error(self, error: KafkaError) -> None:
-        """Lost brokers show in outcomes. Having a callback keeps librdkafka from writing to stderr."""
-        if error.fatal():
-            self._dead = True
-
-    def publish(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
-        """Sends the rows of a unit in order, and waits until each is acknowledged or given up.
+    def publish(self, rows: Sequence[Row], tenure: Tenure) -> Report:
+        """Sends the rows of a unit in order, and waits until each is acknowledged or can be waited for no longer.
 
         Args:
             rows: in id order per lane, as plain tuples in the shape of Row.
-            fence_at: monotonic time after which the lanes may belong to another relay.
-        Returns:
-            None if all were delivered, otherwise the outcome of each row.
+            tenure: the unit's hold on its lanes. Nothing is sent without asking it.
+        Raises:
+            psycopg.Error: the session is lost. Nothing was sent.
         """
+        self._report = Report()
         topics = {row[3] for row in rows}
-        self._brokers.learn(topics)
-        if self._dead or len(self._producer) or self._batch_bytes_max() != self._batch_bytes:
-            self.rebuild()
-        self._failures.clear()
+        self._report.troubles.update(self._brokers.learn(topics))
+        if self._sender.is_dead or self._sender.batch_bytes != self._batch_bytes_max():
+            self._replace("fatal" if self._sender.is_dead else "")
+        tenure.confirm()
+        if self._report.troubles:
+            return self._publish_others(rows, tenure)
+        return self._finished(self._publish_all(rows, topics, tenure))
+
+    def _publish_others(self, rows: Sequence[Row], tenure: Tenure) -> Report:
+        """Sends what goes to topics that can be written."""
+        can = [index for index, row in enumerate(rows) if row[3] not in self._report.troubles]
+        outcomes = [Outcome.TOPIC] * len(rows)
+        if can:
+            others = [rows[index] for index in can]
+            results = self._publish_all(others, {row[3] for row in others}, tenure)
+            for index, outcome in zip(can, results or [Outcome.DELIVERED] * len(can), strict=True):
+                outcomes[index] = outcome
+        return self._finished(outcomes)
+
+    def _finished(self, outcomes: list[Outcome] | None) -> Report:
+        self._report.outcomes = outcomes
+        self._report.words = self._sender.words.words
+        return self._report
+
+    def _publish_all(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
         if self._needs_waves(rows, topics):
-            return self._publish_waves(rows, fence_at)
-        return self._publish_together(rows, fence_at)
+            return self._publish_waves(rows, tenure)
+        return self._publish_together(rows, topics, tenure)
 
     def _needs_waves(self, rows: Sequence[Row], topics: set[str]) -> bool:
-        if any(map(self._is_strict, topics)):
+        if any(map(self._is_strict, topics)) or any(map(self._brokers.wants_keys, topics)):
             return True
-        # Only payloads that were fetched apart can be too large, unless a topic takes hardly anything.
-        return self._batch_bytes < 16_384 or any(row[8] is not None for row in rows)
+        # Only rows that were fetched apart can be too large, unless a topic takes hardly anything.
+        return self._sender.batch_bytes < 16_384 or any(row[8] is not None for row in rows)
 
-    def _publish_together(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
+    def _publish_together(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
         """Sends all rows; None if all were delivered."""
-        sent = self._send(rows, fence_at)
-        left = self._flush(fence_at)
-        if sent == len(rows) and not left and not self._failures and not self._dead:
+        sender = self._sender
+        sender.failures.clear()
+        sent = self._send(rows, tenure)
+        silent = self._await(topics, tenure)
+        if sent == len(rows) and not silent and not sender.failures and not sender.is_dead:
             return None
-        return self._outcomes(rows, sent, unknown=bool(left) or self._dead)
+        return self._outcomes(sender, rows, sent, silent)
 
-    def _outcomes(self, rows: Sequence[Row], sent: int, *, unknown: bool) -> list[Outcome]:
+    def _outcomes(self, sender: Sender, rows: Sequence[Row], sent: int, silent: set[str]) -> list[Outcome]:
         """Rows by the failures that were reported. Two rows alike in topic, key and value share a failure: repeating
         one that was delivered is allowed, forgetting one that was not is not."""
-        failed = {(topic, key, value): outcome_of(error) for error, topic, key, value in self._failures}
-        rest = Outcome.UNKNOWN if unknown else Outcome.DELIVERED
-        outcomes = [failed.get((row[3], row[4], row[7]), rest) for row in rows[:sent]]
+        failed: dict[tuple[str | None, bytes | None, bytes | None], Outcome] = {}
+        for error, topic, key, value in sender.failures:
+            outcome = failed[topic, key, value] = outcome_of(error)
+            if topic is not None and outcome is Outcome.REFUSED:
+                self._report.reasons[topic, key, value] = words_of(error, self._properties)
+            elif topic is not None and outcome is Outcome.TOPIC:
+                self._report.troubles.setdefault(topic, words_of(error, self._properties))
+            elif outcome is Outcome.UNKNOWN:
+                self._report.cause = words_of(error, self._properties)
+        unknown = Outcome.UNKNOWN if sender.is_dead else Outcome.DELIVERED
+        rest = {row[3]: Outcome.UNKNOWN if row[3] in silent else unknown for row in rows}
+        outcomes = [failed.get((row[3], row[4], row[7]), rest[row[3]]) for row in rows[:sent]]
         return outcomes + [Outcome.HELD] * (len(rows) - sent)
 
-    def _publish_waves(self, rows: Sequence[Row], fence_at: float) -> list[Outcome] | None:
-        """Most rows together, then those of strict topics and those that may be too large one at a time per key."""
+    def _publish_waves(self, rows: Sequence[Row], tenure: Tenure) -> list[Outcome] | None:
+        """Most rows together, then those of strict topics and those that may fail alone one at a time per key."""
         waves = plan(rows, self._is_strict, self._brokers.may_refuse)
         outcomes = [Outcome.HELD] * len(rows)
-        self._send_group(rows, waves.together, outcomes, fence_at)
-        queues = [list(reversed(queue)) for queue in waves.queues]
-        while queues and self._clock() < fence_at and not self._dead:
+        self._send_group(rows, waves.together, outcomes, tenure)
+        stopped = {(rows[i][3], rows[i][4]) for i in waves.together if outcomes[i] is not Outcome.DELIVERED}
+        queues = [
+            list(reversed(queue))
+            for queue in waves.queues
+            if rows[queue[0]][4] is None or (rows[queue[0]][3], rows[queue[0]][4]) not in stopped
+        ]
+        while queues and self._goes_on(tenure):
             heads = [queue.pop() for queue in queues]
             alone = [index for index in heads if self._brokers.may_refuse(rows[index])]
             apart = set(alone)
-            self._send_group(rows, [index for index in heads if index not in apart], outcomes, fence_at)
+            self._send_group(rows, [index for index in heads if index not in apart], outcomes, tenure)
             for index in alone:
-                self._send_group(rows, [index], outcomes, fence_at)
+                self._send_group(rows, [index], outcomes, tenure)
             delivered = [outcomes[head] is Outcome.DELIVERED for head in heads]
             queues = [queue for queue, goes_on in zip(queues, delivered, strict=True) if queue and goes_on]
         return None if all(outcome is Outcome.DELIVERED for outcome in outcomes) else outcomes
 
-    def _send_group(self, rows: Sequence[Row], indexes: list[int], outcomes: list[Outcome], fence_at: float) -> None:
+    def _goes_on(self, tenure: Tenure) -> bool:
+        """Whether a further wave may be sent: the lanes are ours, and the last wave was answered."""
+        return not (self._sender.is_dead or self._report.unanswered or tenure.is_over) and tenure.is_alive()
+
+    def _send_group(self, rows: Sequence[Row], indexes: list[int], outcomes: list[Outcome], tenure: Tenure) -> None:
         """Sends some rows and notes what became of them."""
-        if not indexes or self._dead:
+        if not indexes or not self._goes_on(tenure):
             return
-        self._failures.clear()
         group = [rows[index] for index in indexes]
-        results = self._publish_together(group, fence_at) or [Outcome.DELIVERED] * len(group)
-        for index, outcome in zip(indexes, results, strict=True):
+        results = self._publish_together(group, {row[3] for row in group}, tenure)
+        for index, outcome in zip(indexes, results or [Outcome.DELIVERED] * len(group), strict=True):
             outcomes[index] = outcome
 
-    def _send(self, rows: Sequence[Row], fence_at: float) -> int:
-        """Hands rows to librdkafka in order; returns how many it took or refused. Fewer than all: stop, time is up."""
-        produce = self._producer.produce
+    def _send(self, rows: Sequence[Row], tenure: Tenure) -> int:
+        """Hands rows to librdkafka in order; returns how many. Fewer than all: stop, the lanes may not be ours."""
         for start in range(0, len(rows), CHUNK_ROWS):
-            if self._clock() > fence_at:
-                self._purge()
+            if not tenure.holds():
                 return start
-            for row in rows[start : start + CHUNK_ROWS]:
-                _, _, _, topic, key, headers, event_id, payload, _ = row
-                parts = iter(headers.split(SEPARATOR))
-                try:
-                    produce(topic, payload, key, headers=[("event_id", event_id), *zip(parts, parts)])  # noqa: B905
-                except BaseException as error:
-                    self._not_taken(error, row, fence_at)
+            chunk = rows[start : start + CHUNK_ROWS]
+            taken = self._sender.produce(chunk, tenure.timestamp_ms)
+            if taken < len(chunk):
+                return start + taken
         failpoint("after_produce")
         return len(rows)
 
-    def _not_taken(self, error: BaseException, row: Row, fence_at: float) -> None:
-        """A row that librdkafka did not take. A full queue is no failure: it takes the row when there is room."""
-        while isinstance(error, BufferError) and self._clock() < fence_at:
-            self._guarded(self._producer.poll, 0.05)
-            parts = iter(row[5].split(SEPARATOR))
-            try:
-                self._producer.produce(row[3], row[7], row[4], headers=[("event_id", row[6]), *zip(parts, parts)])  # noqa: B905
-                return
-            except BaseException as again:
-                error = again
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error
-        cause = error.args[0] if isinstance(error, KafkaException) else error
-        kafka_error = cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL)
-        self._dead = self._dead or kafka_error.fatal() or kafka_error.code() == KafkaError._FATAL
-        self._failures.append((kafka_error, row[3], row[4], row[7]))
+    def _await(self, topics: set[str], tenure: Tenure) -> set[str]:
+        """Waits until nothing is pending, or until it is no use; returns the topics without an answer."""
+        sender, started = self._sender, self._clock()
+        inquiry: Inquiry | None = None
+        sick: dict[str, str] | None = None
+        while True:
+            sender.flush(WATCH_SECONDS)
+            waited = self._clock() - started
+            if not sender.pending:
+                return set()
+            if sender.is_dead:
+                return self._give_up(topics, "fatal")
+            if not tenure.is_alive() or tenure.is_over:
+                return self._give_up(topics, "session")
+            if waited > self._timeout:
+                return self._give_up(topics, "timeout")
+            if waited < SLOW_SECONDS:
+                continue
+            if inquiry is None:
+                inquiry = self._brokers.inquire(topics)
+                sender.forget_statistics()
+            if sick is None and (sick := inquiry.answer()) is not None:
+                self._report.troubles.update(sick)
+            silent = sender.pending_topics()
+            if silent is not None:
+                silent &= topics
+                sender.forget_statistics()
+            if sick and (sender.may_purge or (silent is not None and silent <= sick.keys())):
+                return self._give_up(topics if silent is None else silent, "topic")
+            if silent is not None and silent < topics and waited > self._partial:
+                return self._give_up(silent, "topic")
 
-    def _flush(self, fence_at: float) -> int:
-        """Waits until nothing is left; librdkafka gives each row up after its time-out, a little later so do we.
+    def _give_up(self, topics: Collection[str], why: str) -> set[str]:
+        """Stops waiting. Purges what was never sent; what may be on the wire stays with its sender, which is kept.
 
-        Returns how many rows are still without a word.
+        Returns the topics without an answer.
         """
-        seconds = max(0.0, min(fence_at - self._clock(), self._timeout + 2.0))
-        self._guarded(self._producer.flush, seconds)
-        left = len(self._producer)
-        if left:
-            self._purge()
-        return left
+        sender = self._sender
+        sender.purge_unsent()
+        until = self._clock() + SETTLE_SECONDS
+        while sender.pending and why == "topic" and self._clock() < until and not sender.is_dead:
+            # What was refused for now went back into the queue.
+            sender.flush(WATCH_SECONDS)
+            sender.purge_unsent()
+        if not sender.pending:
+            return set()
+        self._report.unanswered.update(topics)
+        self._unanswered.keep(sender, topics)
+        self._sender = self._new_sender()
+        self._count(why)
+        return set(topics)
 
-    def _guarded(self, call: Callable[[float], int], seconds: float) -> None:
-        """librdkafka's fatal errors arrive as KafkaException, as KafkaError (which is no Exception) or as SystemError,
-        depending on what a callback did: all of them mean a dead producer."""
-        try:
-            call(seconds)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            self._dead = True
+    def _replace(self, why: str) -> None:
+        """Goes on with a new sender. Records of the old one are on the wire only if it died with some pending."""
+        if why:
+            self._count(why)
+        self._sender = self._new_sender()
 
-    def _purge(self) -> None:
-        """Throws away what is queued, and serves the reports that say so. What is on the wire stays unknown."""
-        with contextlib.suppress(KafkaException):
-            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-        self._guarded(self._producer.poll, 0)
-
-    def is_idle(self) -> bool:
-        """Whether everything that was ever sent has come to an end."""
-        self._guarded(self._producer.poll, 0)
-        return len(self._producer) == 0
-
-    def rebuild(self) -> None:
-        """Replaces the producer. What the old one still had on the wire is unknown."""
-        self._purge()
-        self._dead = False
-        self._producer = self._new_producer()
+    def _count(self, why: str) -> None:
         self.rebuilds += 1
+        self.rebuilt_because = why
 
-    def close(self) -> None:
-        """Ends the producer. Whatever it still holds has been given up by its unit."""
-        self._purge()
+    def serve(self) -> None:
+        """Serves callbacks while there is nothing to send."""
+        self._sender.serve()
+
+    @property
+    def words(self) -> str:
+        """The last error of the connection to Kafka, empty if there was none."""
+        return self._sender.words.words

@@ -53,6 +53,9 @@ CROSS JOIN LATERAL (
     ORDER BY p.id LIMIT %(rows_per_lane)s
 ) AS o"""
 
+# Locks nothing. That it is answered proves that the unit's transaction, and every lane lock, is still there.
+CONFIRM: LiteralString = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
 # What READ left behind, by the tuples it saw: the lane's lock keeps them where they are.
 READ_LARGE: LiteralString = """\
 SELECT o.id, o.key, o.headers::varchar, o.payload FROM relay.outbox AS o WHERE o.ctid = ANY (%(ctids)s::tid[])"""

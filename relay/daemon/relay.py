@@ -20,11 +20,14 @@ from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
+from relay.daemon.lanes import LaneBook
 from relay.daemon.presence import Presence
 from relay.daemon.properties import refused
 from relay.daemon.publisher import Publisher
 from relay.daemon.state import State
 from relay.daemon.store import Store
+from relay.daemon.unanswered import Unanswered
+from relay.daemon.unsettled import Unsettled
 from relay.daemon.watch import Watch
 from relay.daemon.worker import Worker
 from relay.database import Connection, connect, explain
@@ -66,20 +69,19 @@ class Relay:
                 drain could not be done.
         """
         lanes = self._check_database()
-        brokers, publishers = self._new_publishers()
-        failpoint("at_startup")
         floors = Floors(lanes)
+        unanswered = Unanswered(floors)
+        brokers, publishers = self._new_publishers(unanswered)
+        failpoint("at_startup")
         health = self._start_health()
         self._catch_signals()
-        workers = self._start_workers(brokers, publishers, floors, lanes)
+        workers = self._start_workers(brokers, publishers, unanswered, floors, lanes)
         self.state.started = True
         self._log.info(
             "relay.started", instance=self.instance, version=__version__, lanes=lanes,
             librdkafka=confluent_kafka.libversion()[0], http=health.port if health else None,
         )  # fmt: skip
-        self._wait(workers)
-        for publisher in publishers:
-            publisher.close()
+        self._wait(workers, unanswered)
         if health:
             health.stop()
         self._log.info("relay.stopped", published=self.state.published)
@@ -114,7 +116,7 @@ class Relay:
                 raise explain(error) from None
         return int(row[1]) + 1
 
-    def _new_publishers(self) -> tuple[Brokers, list[Publisher]]:
+    def _new_publishers(self, unanswered: Unanswered) -> tuple[Brokers, list[Publisher]]:
         """A producer for each worker. librdkafka checks its properties here, and nothing is connected yet."""
         daemon = self._settings.daemon
         try:
@@ -123,6 +125,7 @@ class Relay:
                 Publisher(
                     self._kafka,
                     brokers,
+                    unanswered,
                     is_strict=lambda topic: self._settings.topic(topic).order == "strict",
                     publish_timeout_seconds=daemon.publish_timeout_seconds,
                 )
@@ -132,7 +135,7 @@ class Relay:
             raise refused(error, self._kafka) from None
 
     def _start_workers(
-        self, brokers: Brokers, publishers: list[Publisher], floors: Floors, lanes: int
+        self, brokers: Brokers, publishers: list[Publisher], unanswered: Unanswered, floors: Floors, lanes: int
     ) -> list[threading.Thread]:
         daemon = self._settings.daemon
         presence = Presence(brokers, self.state, self.metrics, self._log)
@@ -151,18 +154,15 @@ class Relay:
                 takeover_seconds=daemon.takeover_seconds,
             )
 
+        shared: dict[str, Any] = {"presence": presence, "lane_book": LaneBook(), "unsettled": Unsettled()}
+
         def worker(index: int) -> Callable[[], None]:
             publisher = publishers[index]
             return Worker(
-                index,
-                open_store=lambda: open_store(index),
-                publisher=publisher,
-                presence=presence,
-                drain=self._drain,
-                **common,
+                index, open_store=lambda: open_store(index), publisher=publisher, drain=self._drain, **shared, **common
             ).run
 
-        watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, **common)
+        watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, unanswered=unanswered, **common)
         workers = [self._thread(f"worker-{i}", worker(i)) for i in range(len(publishers))]
         for thread in [*workers, self._thread("watch", watch.run), self._thread("presence", presence.run)]:
             thread.start()
@@ -195,8 +195,10 @@ class Relay:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
 
-    def _wait(self, workers: list[threading.Thread]) -> None:
-        """Until the workers have ended: by a signal, a failure, or an empty outbox. A stop does not wait for ever."""
+    def _wait(self, workers: list[threading.Thread], unanswered: Unanswered) -> None:
+        """Waits until the workers have ended, by a signal, a failure or an empty outbox, and their records with them.
+
+        A stop does not wait for ever."""
         while any(thread.is_alive() for thread in workers) and not self.state.stop.is_set():
             for thread in workers:
                 thread.join(0.1)
@@ -204,6 +206,9 @@ class Relay:
         self._stop()
         for thread in workers:
             thread.join(max(0.0, until - time.monotonic()))
+        while len(unanswered) and time.monotonic() < until:
+            unanswered.serve()
+            time.sleep(0.05)
 
     def _start_health(self) -> Health | None:
         http = self._settings.http

@@ -6,14 +6,16 @@ its connection cannot remove anything, and a relay that died has locked nothing.
 
 from __future__ import annotations
 
+import select
 import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 from psycopg.adapt import Dumper
-from psycopg.pq import Format
+from psycopg.pq import ConnStatus, Format
 from psycopg.types.string import ByteaBinaryLoader
 
 from relay.core.event import Row
@@ -110,6 +112,23 @@ class Store:
     def close(self) -> None:
         """Ends the session; what was locked is free."""
         self._connection.close()
+
+    def confirm(self) -> int:
+        """Returns the database's time in milliseconds. The answer proves that the session, and every lock, is there."""
+        return int(self._one(queries.CONFIRM, {})[0])
+
+    def is_alive(self) -> bool:
+        """Whether the session has not ended, as far as its socket tells without a round trip."""
+        pgconn = self._connection.pgconn
+        poll = select.poll()
+        try:
+            poll.register(pgconn.socket, select.POLLIN)
+            while poll.poll(0) and pgconn.status == ConnStatus.OK:
+                # What comes unasked is a notice, or the reason and then the end of the session.
+                pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        return bool(pgconn.status == ConnStatus.OK)
 
     def has_work(self) -> bool:
         """Whether any lane has a row, be it locked by another relay. One statement, no transaction is left open."""
@@ -225,13 +244,12 @@ class Store:
         """Removes exactly these rows of the open unit.
 
         Raises:
-            MovedError: somebody changed a row by hand; the unit was rolled back, and its rows will go again.
+            MovedError: somebody changed a row by hand, or a trigger kept it. The transaction has to be given up.
         """
         if not rows:
             return
         count, total = self._one(queries.DELETE, {"ctids": Tids.of([row[2] for row in rows])})
         if count != len(rows) or total != sum([row[1] for row in rows]):
-            self.abandon()
             raise MovedError
 
     def park(self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int) -> None:
@@ -254,6 +272,14 @@ class Store:
         failpoint("in_commit")
         self._connection.execute("COMMIT")
         failpoint("after_commit")
+
+    def set_savepoint(self) -> None:
+        """Begins a try within the unit. What it changes goes with `back_to_savepoint`."""
+        self._connection.execute("SAVEPOINT try")
+
+    def back_to_savepoint(self) -> None:
+        """Takes back what was done since the savepoint. The lanes stay locked."""
+        self._connection.execute("ROLLBACK TO SAVEPOINT try")
 
     def abandon(self) -> None:
         """Ends the unit and changes nothing."""

@@ -31,6 +31,7 @@ from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.floors import Floors
 from relay.daemon.state import State
+from relay.daemon.unanswered import Unanswered
 from relay.database import Connection
 from relay.errors import RelayError
 from relay.logs import Logger
@@ -52,6 +53,7 @@ class Watch:
         *,
         open_connection: Callable[[], Connection],
         brokers: Brokers,
+        unanswered: Unanswered,
         floors: Floors,
         lanes: int,
         settings: Settings,
@@ -61,6 +63,7 @@ class Watch:
     ) -> None:
         self._open_connection = open_connection
         self._brokers = brokers
+        self._unanswered = unanswered
         self._floors = floors
         self._lanes = lanes
         self._settings = settings
@@ -104,7 +107,8 @@ class Watch:
         self._look_at_topics(now)
         # A sleeper observes nothing. What a long writer keeps back would stay below the floors after its commit until
         # something else is written, and every look would walk what was removed since the last proof.
-        if self._state.idle_for() < DROWSY_SECONDS or not self._state.kafka_up or not self._floors.is_settled:
+        is_busy = self._state.idle_for() < DROWSY_SECONDS or bool(len(self._unanswered))
+        if is_busy or not self._state.kafka_up or not self._floors.is_settled:
             self._wake_up(connection)
             self._observe(connection, now)
             # Every look walks what was removed since the last proof, and while an old snapshot is open nothing marks
@@ -204,17 +208,24 @@ class Watch:
             self._metrics.backlog.labels(topic).set(count)
 
     def _look_at_topics(self, now: float) -> None:
-        """Takes paused topics up again that can be written now."""
+        """Takes topics up again that can be written now, or whose records all have an outcome."""
+        for topic in self._unanswered.serve():
+            self._resumed(topic)
         for topic in self._floors.due(now):
             if self._brokers.can_write(topic):
                 self._brokers.forget(topic)
                 self._floors.resume(topic)
-                self._state.problems.pop(f"topic {topic}", None)
-                self._log.info("topic.resumed", topic=topic)
-                self._state.ring()
+                self._resumed(topic)
             else:
                 self._floors.pause(topic, now + self._settings.daemon.topic_retry_seconds)
         self._metrics.paused_topics.set(len(self._floors.paused()))
+
+    def _resumed(self, topic: str) -> None:
+        if topic in self._floors.view().paused:
+            return
+        self._state.problems.pop(f"topic {topic}", None)
+        self._log.info("topic.resumed", topic=topic)
+        self._state.ring()
 
     @staticmethod
     def _all(connection: Connection, query: LiteralString, parameters: dict[str, object] | None = None) -> list[Any]:
