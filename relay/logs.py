@@ -38,7 +38,8 @@ from relay.config import Log
 EVENTS = frozenset(
     {
         "relay.started", "relay.stopping", "relay.stopped", "unit.settled", "unit.unsettled", "unit.held",
-        "event.parked", "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back", "producer.rebuilt",
+        "event.parked", "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back",
+        "producer.rebuilt",
         "relay.fenced", "database.lost", "database.back", "database.pooled", "row.moved", "floor.breached",
         "http.elsewhere", "worker.failed",
     }

@@ -136,6 +136,9 @@ class Brokers:
             return {}
         with self._lock:
             new = {topic for topic in topics if topic not in self._facts or now >= self._facts[topic].until}
+            if not new:
+                # Another worker has just asked.
+                return {}
             inquiry = self.inquire(new)
             found = self._ask(sorted(new), now + FACTS_SECONDS)
             self._facts = {**self._facts, **found}
