@@ -90,7 +90,8 @@ def test_an_idle_relay_whose_kafka_answers_stays_ready(database, kafka):
         eventually(lambda: relay.metric("relay_asleep") == 1, 30, "the relay to fall asleep")
         # For three questions: that nothing happens has no condition to wait for.
         time.sleep(3 * ASK_SECONDS + 1)
-        assert [event["event"] for event in relay.log()] == ["relay.started"]
+        # Another relay of this machine may have the usual port.
+        assert [event["event"] for event in relay.log() if event["event"] != "http.elsewhere"] == ["relay.started"]
         assert relay.metric("relay_asleep") == 1
 
 
