@@ -112,6 +112,13 @@ def connect(
         )
     except psycopg.Error as error:
         raise explain(error) from None
+    except Exception as error:
+        # psycopg resolves names itself, and Python refuses some with a UnicodeError. Its text may repeat the URL.
+        raise ConfigError(
+            "RLY-203",
+            f"database.url cannot be used: {type(error).__name__}",
+            "check the host's name in RELAY_DATABASE_URL",
+        ) from None
     connection.deadline_seconds = deadline_seconds
     try:
         connection.is_pooled = _is_pooled(connection)

@@ -22,7 +22,7 @@ from relay.daemon.verification.sources import Primary, Tail, Walk
 from relay.daemon.verification.survey import Survey, behind, survey, total
 from relay.daemon.verification.verifier import Sources, Verifier
 from relay.database import explain
-from relay.errors import ConfigError, OperatorError, UnreachableError
+from relay.errors import CacheError, ConfigError, OperatorError, UnreachableError
 from relay.schema.install import require_version
 
 if TYPE_CHECKING:
@@ -200,10 +200,13 @@ def _open_tier(loaded: Settings) -> Iterator[Opened]:
             url, namespace, timeout_seconds=TIMEOUT_SECONDS, connect_timeout_seconds=TIMEOUT_SECONDS
         )
         client = redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
-    except ValueError:
+    except CacheError as error:
+        raise ConfigError("RLY-203", f"redis.url: {error.message}", "write redis://host:6379/0") from None
+    except Exception:
+        # The text may repeat the URL.
         raise ConfigError("RLY-203", "redis.url is no URL of Redis", "write redis://host:6379/0") from None
     try:
-        tier.progress()
+        _try(tier)
         yield Opened(tier, client, namespace)
     except (TierError, redis.RedisError, OSError) as error:
         reason = error.reason if isinstance(error, TierError) else "connection"
@@ -211,6 +214,19 @@ def _open_tier(loaded: Settings) -> Iterator[Opened]:
     finally:
         tier.close()
         client.close()
+
+
+def _try(tier: RedisShared) -> None:
+    """Asks once, since some options are looked at by the first command only."""
+    from redis.exceptions import RedisError
+
+    try:
+        tier.progress()
+    except (TierError, RedisError, OSError):
+        raise
+    except Exception as error:
+        what = f"redis.url has an option that cannot be used: {type(error).__name__}"
+        raise ConfigError("RLY-203", what, "write redis://host:6379/0") from None
 
 
 @contextmanager

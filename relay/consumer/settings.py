@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from relay.errors import ConfigError
+from relay.kafka_words import words_of
 
 GUARDED: Final[Mapping[str, tuple[Any, str]]] = {
     "enable.auto.commit": (False, "offsets are committed after their events were applied, never on a timer"),
@@ -78,7 +79,7 @@ def check_properties(properties: Mapping[str, Any]) -> None:
         Consumer({**properties, "error_cb": lambda _error: None}).close()
     except ImportError as error:
         # A way to log in may need a package that confluent-kafka does not bring.
-        what = f"the Kafka client lacks a package for a property: {error.name or type(error).__name__}"
+        what = f"the Kafka client lacks a package for a property: {words_of(error, properties)}"
         raise ConfigError("RLY-206", what, "install it, or correct the property in kafka=") from None
     except Exception as error:
         named = [name for name in properties if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", str(error))]

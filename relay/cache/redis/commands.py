@@ -140,7 +140,7 @@ def pool_of(client: Any) -> Any:
     """The connection pool of a client of redis-py.
 
     Raises:
-        CacheError: RLY-903, if it has none.
+        CacheError: RLY-903, if it has none, or can make no connection with what it was given.
     """
     pool = getattr(client, "connection_pool", None)
     if pool is None:
@@ -149,6 +149,14 @@ def pool_of(client: Any) -> Any:
             f"a client of type {type(client).__qualname__} has no connections to one server",
             "give the client of the node, or of the sentinels, that holds the namespace",
         )
+    try:
+        # Made and thrown away: it connects to nobody, and the pool does not count it.
+        pool.connection_class(**pool.connection_kwargs)
+    except Exception as error:
+        # Which options there are depends on the kind of connection, and none is looked at before.
+        raise CacheError(
+            "RLY-903", f"the client of Redis can make no connection: {error}", "correct its options, or its URL"
+        ) from None
     return pool
 
 

@@ -12,8 +12,9 @@ from redis import exceptions
 
 from relay.cache.tiers import TierError
 
-FOREIGN: Final = (exceptions.RedisError, OSError)
-"""What redis-py raises when the server or the way to it is to blame. `asyncio.TimeoutError` is an OSError."""
+FOREIGN: Final = (exceptions.RedisError, OSError, UnicodeError)
+"""What redis-py raises when the server or the way to it is to blame. `asyncio.TimeoutError` is an OSError, and a host
+that cannot be one is a UnicodeError."""
 
 _CODES: Final = {
     "OOM": "memory",
@@ -63,7 +64,7 @@ def tier_error(error: Exception) -> TierError:
     if isinstance(error, exceptions.ResponseError):
         code = _CODE.search(str(error))
         return TierError(_CODES[code[0]] if code else "refused")
-    if isinstance(error, (exceptions.ConnectionError, OSError)):
+    if isinstance(error, (exceptions.ConnectionError, OSError, UnicodeError)):
         code = _CODE.search(str(error))
         return TierError(_CODES[code[0]] if code else "connection")
     return TierError("client")
