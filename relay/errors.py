@@ -61,6 +61,7 @@ CODES: dict[str, str] = {
     "RLY-604": "the embedded part could not be started",
     "RLY-605": "the parked event is in use",
     "RLY-606": "the shared tier is closed",
+    "RLY-607": "a parked event cannot be treated in this transaction",
     "RLY-611": "there is no Alembic project",
     "RLY-612": "the Alembic history has several heads",
     "RLY-613": "Alembic refuses",

@@ -33,7 +33,9 @@ CONTENT: LiteralString = "SELECT key, payload FROM relay.parked WHERE id = %(id)
 
 # parked_key. Who blocks the key of an event: the broken event that its policy left in the key's way, if it is another.
 BLOCKER: LiteralString = """\
-SELECT b.id FROM relay.parked AS e JOIN relay.parked AS b ON b.topic = e.topic AND b.key = e.key
+SELECT b.id FROM relay.parked AS e
+JOIN relay.parked AS b
+     ON b.topic = e.topic AND b.key = e.key AND hashtextextended(b.key, 0) = hashtextextended(e.key, 0)
 WHERE e.id = %(id)s AND b.id <> e.id AND NOT b.waits AND b.policy = 'block' ORDER BY b.id LIMIT 1"""
 
 UNPARK: LiteralString = "SELECT relay.unpark(%(id)s, %(drop)s)"
@@ -198,11 +200,13 @@ def _refusal(connection: Connection, event: ParkedEvent, *, even_if_overtaken: b
 
 
 def _unpark(connection: Connection, id_: int, *, drop: bool) -> int:
-    """Waits for the key in small portions: see relay.unpark."""
+    """Waits for the key in small portions: see relay.unpark, which needs the isolation level of this transaction."""
     until = time.monotonic() + PATIENCE_SECONDS
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     while True:
         try:
-            row = connection.execute(UNPARK, {"id": id_, "drop": drop}).fetchone()
+            with connection.transaction():
+                row = connection.execute(UNPARK, {"id": id_, "drop": drop}).fetchone()
         except psycopg.errors.LockNotAvailable:
             if time.monotonic() < until:
                 continue

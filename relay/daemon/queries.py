@@ -88,6 +88,16 @@ UPDATE relay.parked SET overtaken_at = clock_timestamp() WHERE id = ANY (%(ids)s
 
 # Moves rows from the outbox to the parked events, under their lanes' locks: each is in exactly one place at any time.
 PARK: LiteralString = """\
+SELECT relay.park(%(lanes)s::smallint[], %(ids)s::bigint[], %(policy)s, %(waits)s, %(code)s, %(reason)s,
+                  %(attempts)s::int)"""
+
+# Whether this schema and this role have relay.park: code may come before the schema, and both before the grants.
+HAS_PARK: LiteralString = """\
+SELECT coalesce(has_function_privilege(
+    to_regprocedure('relay.park(smallint[],bigint[],text,boolean,text,text,integer)')::oid, 'EXECUTE'), false)"""
+
+# PARK where relay.park is missing. An event that was parked before gets another id here.
+PARK_BEFORE_3: LiteralString = """\
 WITH moved AS (
     DELETE FROM relay.outbox AS o USING unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS d (lane, id)
     WHERE o.lane = d.lane AND o.id = d.id

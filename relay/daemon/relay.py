@@ -40,11 +40,13 @@ from relay.schema.install import require_version
 CLAIM_RIGHTS = """\
 SELECT has_table_privilege('relay.outbox', 'SELECT') AND has_table_privilege('relay.outbox', 'DELETE'),
        has_table_privilege('relay.lane', 'SELECT') AND has_any_column_privilege('relay.lane', 'UPDATE'),
-       has_table_privilege('relay.parked', 'SELECT') AND has_table_privilege('relay.parked', 'INSERT')
-           AND has_any_column_privilege('relay.parked', 'UPDATE'),
+       has_table_privilege('relay.parked', 'SELECT') AND has_any_column_privilege('relay.parked', 'UPDATE'),
+       has_table_privilege('relay.parked', 'INSERT') OR coalesce(has_function_privilege(
+           to_regprocedure('relay.park(smallint[],bigint[],text,boolean,text,text,integer)')::oid, 'EXECUTE'), false),
        has_sequence_privilege('relay.outbox_id_seq', 'SELECT')"""
 CLAIM_RIGHTS_NAMES = ("SELECT, DELETE on relay.outbox", "SELECT, UPDATE on relay.lane",
-                      "SELECT, INSERT, UPDATE on relay.parked", "SELECT on relay.outbox_id_seq")  # fmt: skip
+                      "SELECT, UPDATE on relay.parked", "EXECUTE on relay.park",
+                      "SELECT on relay.outbox_id_seq")  # fmt: skip
 
 
 class Relay:

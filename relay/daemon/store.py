@@ -255,8 +255,9 @@ class Store:
     def park(self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int) -> None:
         """Moves rows of the open unit to the parked events."""
         parameters = {"lanes": [row[0] for row in rows], "ids": [row[1] for row in rows], "policy": policy}
+        statement = queries.PARK if self._one(queries.HAS_PARK, {})[0] else queries.PARK_BEFORE_3
         self._connection.execute(
-            queries.PARK, {**parameters, "waits": waits, "code": code, "reason": reason, "attempts": attempts}
+            statement, {**parameters, "waits": waits, "code": code, "reason": reason, "attempts": attempts}
         )
         failpoint("in_parking")
 

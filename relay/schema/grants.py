@@ -3,13 +3,13 @@
 | role | may | may not |
 |---|---|---|
 | writer | call emit, emit_many, touch and touch_many | read or change any table of the schema, call anything else |
-| relay | lock lanes, read and delete events, park them | insert or change events, delete parked ones, any DDL |
+| relay | lock lanes, read and delete events, park them | insert or change events or parked ones, any DDL |
 | monitor | read everything but keys, headers, payloads | change anything, read content |
 | admin | read parked events, retry and drop them | change what is in an event, publish one of its own |
 | reader | read which version each entity has | change anything, read events |
 
 Roles are not created here: where they come from differs from place to place. Rights that were granted to PUBLIC or to a
-role by other means are not taken away.
+role by other means are not taken away, but for the one that an older version of this file granted.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ GRANT EXECUTE ON FUNCTION relay.append_event(text, text, bytea, jsonb, text, boo
     relay.touch_uncaptured(text[], text[], text[], text[], jsonb[], jsonb, text[], regclass[]) TO {role};
 """
 
-# FOR UPDATE needs UPDATE of some column: that of the counter. Nothing may be inserted into the outbox or changed in it.
+# FOR UPDATE needs UPDATE of some column: that of the counter. Nothing may be inserted into the outbox or changed in it,
+# and nothing inserted into the parked events: `relay parked retry --all` would publish it as an application's event.
+# Before schema version 3 the role could; the right is taken away where it was granted.
 RELAY: LiteralString = """\
 GRANT SELECT ON relay.schema_version TO {role};
 GRANT SELECT, UPDATE (parked) ON relay.lane TO {role};
 GRANT SELECT, DELETE ON relay.outbox TO {role};
 GRANT SELECT ON relay.outbox_id_seq TO {role};
-GRANT SELECT, INSERT, UPDATE (overtaken_at) ON relay.parked TO {role};
+GRANT SELECT, INSERT, UPDATE ON relay.floor TO {role};
+GRANT SELECT, UPDATE (overtaken_at) ON relay.parked TO {role};
+REVOKE INSERT ON relay.parked FROM {role};
+GRANT EXECUTE ON FUNCTION relay.park(smallint[], bigint[], text, boolean, text, text, integer) TO {role};
 """
 
 # The names of the relays and who holds which lane are shown to any role by pg_stat_activity and pg_locks.
@@ -47,7 +52,7 @@ GRANT SELECT ON relay.schema_version, relay.lane TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
 GRANT SELECT (id, lane, event_id, created_at, topic, parked_at, policy, waits, code, reason, attempts, overtaken_at)
     ON relay.parked TO {role};
-GRANT SELECT ON relay.captures TO {role};
+GRANT SELECT ON relay.captures, relay.floor TO {role};
 GRANT EXECUTE ON FUNCTION relay.capture_tree(regclass) TO {role};
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-VERSION = 2
+VERSION = 3
 """The schema version that this code is written for; the number of the last step."""
 
 OLDEST_SCHEMA = 1

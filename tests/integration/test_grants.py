@@ -154,9 +154,31 @@ def test_the_relay_does_not_write_events_or_lose_parked_ones(open_as, owner):
         "SELECT relay.touch('user', '1')",
         "SELECT relay.unpark(1, true)",
         "SELECT * FROM relay.entity_version",
+        "INSERT INTO relay.parked (id, lane, event_id, created_at, topic, key, headers, payload, policy, code, reason,"
+        " attempts) VALUES (99, 1, gen_random_uuid(), now(), 't', 'k', '', 'forged', 'park', 'RLY-703', 'r', 2)",
+        "SELECT * FROM relay.returned",
         "UPDATE relay.parked SET waits = false",
         "UPDATE relay.parked SET policy = 'park'",
     )
+
+
+def test_the_relay_can_park_only_what_an_application_wrote(open_as, owner):
+    """What is parked goes out again with `relay parked retry --all`."""
+    daemon = open_as("relay")
+    parked = "SELECT relay.park('{1}', '{99}', 'park', false, 'RLY-703', 'r', 2)"
+    assert daemon.execute(parked).fetchone() == (0,)
+    id_ = emit(owner, "k", "x")
+    lane = owner.execute("SELECT lane FROM relay.outbox").fetchone()[0]
+    moved = daemon.execute("SELECT relay.park(%s, %s, 'park', false, 'RLY-703', 'r', 2)", ([lane], [id_])).fetchone()
+    assert moved == (1,)
+    assert owner.execute("SELECT id, convert_from(payload, 'UTF8') FROM relay.parked").fetchall() == [(id_, "x")]
+
+
+def test_grants_that_are_given_again_take_away_what_the_schema_before_needed(open_as, owner, roles):
+    role = sql.Identifier(roles["relay"])
+    owner.execute(sql.SQL("GRANT INSERT ON relay.parked TO {}").format(role))
+    owner.execute(CliRunner().invoke(cli, ["db", "grants", "--relay", roles["relay"]]).stdout)
+    refused(open_as("relay"), "INSERT INTO relay.parked SELECT * FROM relay.parked")
 
 
 def test_a_monitor_sees_no_content(open_as, dsn_of, owner):

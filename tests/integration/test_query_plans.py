@@ -101,6 +101,8 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
             "attempts": "2",
         }
         yield name, Case(queries.PARK, parameters, len(rows) * 40 + 400)
+        yield f"{name}-before-3", Case(queries.PARK_BEFORE_3, parameters, len(rows) * 40 + 400)
+    yield "HAS_PARK", Case(queries.HAS_PARK, {}, 20)
     yield "PARKED_KEYS", Case(queries.PARKED_KEYS, {"lanes": array([4, 8, 12], "smallint")}, 3 * 200)
     yield "MARK_OVERTAKEN", Case(queries.MARK_OVERTAKEN, {"ids": array([-20, -40, -60], "bigint")}, 3 * 20)
     yield "PROBE", Case(queries.PROBE, {"floors": floors, "paused": none_paused}, LANES * probe + 20, in_unit=False)

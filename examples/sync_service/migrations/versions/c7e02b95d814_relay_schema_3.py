@@ -1,8 +1,8 @@
-"""relay schema 2
+"""relay schema 3
 
-Revision ID: 9a41d0c7e6f2
-Revises: 8c5d7711e0fa
-Create Date: 2026-11-23 13:59:59.910425
+Revision ID: c7e02b95d814
+Revises: 40b8a1e6c3d9
+Create Date: 2026-11-23 14:00:00.807334
 
 """
 from typing import Sequence, Union
@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from relay.migrations import downgrade_to, upgrade_to
 
 # revision identifiers, used by Alembic.
-revision: str = '9a41d0c7e6f2'
-down_revision: Union[str, Sequence[str], None] = '8c5d7711e0fa'
+revision: str = 'c7e02b95d814'
+down_revision: Union[str, Sequence[str], None] = '40b8a1e6c3d9'
 branch_labels: Union[str, Sequence[str], None] = None
 depends_on: Union[str, Sequence[str], None] = None
 
 
 def upgrade() -> None:
     """Upgrade schema."""
-    upgrade_to(2)
+    upgrade_to(3)
 
 
 def downgrade() -> None:
