@@ -19,6 +19,8 @@
 | database.lost | error | code, reason |
 | database.back | info | away_s |
 | database.pooled | warning | code, hint |
+| schema.broken | error | code, reason |
+| schema.mended | info | broken_s |
 | row.moved | error | lanes |
 | floor.breached | error | lane, below |
 | http.elsewhere | warning | port |
@@ -39,7 +41,7 @@ EVENTS = frozenset(
     {
         "relay.started", "relay.stopping", "relay.stopped", "unit.settled", "unit.unsettled", "unit.held",
         "event.parked", "event.dead_lettered", "topic.paused", "topic.resumed", "kafka.lost", "kafka.back",
-        "producer.rebuilt",
+        "producer.rebuilt", "schema.broken", "schema.mended",
         "relay.fenced", "database.lost", "database.back", "database.pooled", "row.moved", "floor.breached",
         "http.elsewhere", "worker.failed",
     }

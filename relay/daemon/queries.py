@@ -126,6 +126,12 @@ SELECT min(id) FROM (SELECT id FROM relay.outbox WHERE lane = %(lane)s AND id < 
 
 LANES: LiteralString = "SELECT count(*), max(lane) FROM relay.lane"
 
+# What a relay cannot do without: all lanes that relay.lane_of names, and the sight of all rows. Under row_security =
+# off a policy is an error for each table that a statement names, whatever it reads of it.
+SIGHT: LiteralString = """\
+SELECT array(SELECT n FROM generate_series(0, 63) AS n WHERE NOT EXISTS (SELECT FROM relay.lane AS l WHERE l.lane = n)),
+       EXISTS (SELECT FROM relay.outbox WHERE false), EXISTS (SELECT FROM relay.parked WHERE false)"""
+
 # What an operator asks for. Counts walk the whole backlog, so the daemon samples it seldom.
 BACKLOG: LiteralString = """\
 SELECT topic, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8
@@ -145,10 +151,20 @@ BACKLOG_ESTIMATE: LiteralString = """\
 SELECT topic, count(*) FROM (SELECT topic FROM relay.outbox LIMIT 100000) AS o GROUP BY topic"""
 
 # The sleeping relay's half of the wake-up (relay.append_event has the other): whether it has the lock now, and whether
-# another relay has it. A session's lock, on the watch's own connection.
+# another relay has it. A session's lock, on the watch's own connection. In the same statement the session is bounded:
+# a process that stands still must lose the lock, which makes every commit notify, and the server is the only one that
+# can take it away. TCP's probes do the same for a host that died.
 SLEEP: LiteralString = """\
 SELECT pg_try_advisory_lock(7236836), EXISTS (
     SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = 7236836
     AND mode = 'ExclusiveLock' AND granted
-    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))"""
-AWAKE: LiteralString = "SELECT pg_advisory_unlock(7236836)"
+    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())),
+    set_config('idle_session_timeout', %(takeover_ms)s::text, false),
+    set_config('tcp_user_timeout', %(takeover_ms)s::text, false),
+    set_config('tcp_keepalives_idle', %(probe_seconds)s::text, false),
+    set_config('tcp_keepalives_interval', %(probe_seconds)s::text, false),
+    set_config('tcp_keepalives_count', '2', false)"""
+# Awake the watch may be busy elsewhere for longer, and holds nothing that anybody waits for.
+AWAKE: LiteralString = """\
+SELECT CASE WHEN %(holds_lock)s::boolean THEN pg_advisory_unlock(7236836) END,
+       set_config('idle_session_timeout', '0', false), set_config('tcp_user_timeout', '0', false)"""

@@ -16,7 +16,6 @@ import psycopg
 
 from relay import __version__
 from relay.config import Settings, require_database, require_kafka
-from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
@@ -24,6 +23,7 @@ from relay.daemon.lanes import LaneBook
 from relay.daemon.presence import Presence
 from relay.daemon.properties import refused
 from relay.daemon.publisher import Publisher
+from relay.daemon.sight import LANES, hidden
 from relay.daemon.state import State
 from relay.daemon.store import Store
 from relay.daemon.unanswered import Unanswered
@@ -113,10 +113,11 @@ class Relay:
                         "the database role lacks " + "; ".join(missing),
                         "run the SQL that `relay db grants` prints",
                     )
-                row: Any = connection.execute(queries.LANES).fetchone()
+                if problem := hidden(connection):
+                    raise problem
             except psycopg.Error as error:
                 raise explain(error) from None
-        return int(row[1]) + 1
+        return LANES
 
     def _new_publishers(self, unanswered: Unanswered) -> tuple[Brokers, list[Publisher]]:
         """A producer for each worker. librdkafka checks its properties here, and nothing is connected yet."""
@@ -164,7 +165,10 @@ class Relay:
                 index, open_store=lambda: open_store(index), publisher=publisher, drain=self._drain, **shared, **common
             ).run
 
-        watch = Watch(open_connection=lambda: self._connect("watch"), lanes=lanes, unanswered=unanswered, **common)
+        watch = Watch(
+            open_connection=lambda: self._connect("watch"), lanes=lanes, unanswered=unanswered, drain=self._drain,
+            **common,
+        )  # fmt: skip
         workers = [self._thread(f"worker-{i}", worker(i)) for i in range(len(publishers))]
         for thread in [*workers, self._thread("watch", watch.run), self._thread("presence", presence.run)]:
             thread.start()
@@ -232,5 +236,6 @@ class Relay:
 
     def _readyz(self) -> Answer:
         state = self.state
-        ready = state.started and state.database_up and state.kafka_up and not state.stop.is_set()
+        works = state.database_up and state.kafka_up and state.schema_ok
+        ready = state.started and works and not state.stop.is_set()
         return answer_json(ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)})

@@ -25,6 +25,7 @@ class State:
     kafka_lost_at: float = 0.0
     database_up: bool = True
     schema_ok: bool = True
+    """Whether this relay sees all lanes and rows."""
     started: bool = False
     heartbeat: float = 0.0
     last_work: float = 0.0

@@ -140,7 +140,9 @@ class Store:
 
     def is_empty(self) -> bool:
         """Whether the outbox holds no visible row at all, paused topics and floors aside."""
-        return bool(self._one("SELECT NOT EXISTS (SELECT FROM relay.outbox)", {})[0])
+        # A transaction, since through a pooler only that has our settings, and a policy could hide rows without them.
+        with self._connection.transaction():
+            return bool(self._one("SELECT NOT EXISTS (SELECT FROM relay.outbox)", {})[0])
 
     def claim(self) -> Unit | None:
         """Locks free lanes that have work and reads their rows; None if there are none, with nothing left open."""

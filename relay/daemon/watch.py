@@ -11,6 +11,9 @@ exclusively; a writer tries to share it, which fails only then, and keeps its sh
 If somebody writes without end the lock is not to be had, and the relay goes on polling. If a notification is lost, or
 the sleeper dies, the next look comes after `daemon.idle_seconds` all the same.
 
+A sleeper that stands still would keep the lock, and every commit would go on notifying, for nobody. So the server ends
+its session when nothing was asked in it for the takeover time; a sleeper that is well asks more often than that.
+
 Behind a pooler there is neither lock nor notification: each would stay in a session that is another client's the next
 moment. Asleep then only means to look every `daemon.idle_seconds`.
 """
@@ -30,6 +33,7 @@ from relay.core.backoff import backoff_seconds
 from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.floors import Floors
+from relay.daemon.sight import hidden
 from relay.daemon.state import State
 from relay.daemon.unanswered import Unanswered
 from relay.database import Connection
@@ -43,6 +47,9 @@ SAMPLE_SECONDS = 10.0
 RESCAN_SECONDS = 10.0
 DROWSY_SECONDS = 1.0
 """How long there must have been nothing to do before the relay tries to sleep."""
+SIGHT_SECONDS = 5.0
+"""The pause between two looks at what the relay sees at all. Asleep it is at most a quarter of the takeover time, since
+these looks are what keeps the session."""
 
 
 class Watch:
@@ -60,6 +67,7 @@ class Watch:
         state: State,
         metrics: Metrics,
         log: Logger,
+        drain: bool = False,
     ) -> None:
         self._open_connection = open_connection
         self._brokers = brokers
@@ -74,6 +82,11 @@ class Watch:
         self._next_rescan = 0.0
         self._rescan_lane = 0
         self._holds_lock = False
+        self._is_bounded = False
+        self._drain = drain
+        self._sight_seconds = min(SIGHT_SECONDS, settings.daemon.takeover_seconds / 4)
+        self._next_sight = 0.0
+        self._broken_at = 0.0
         self._has_said_pooled = False
 
     def run(self) -> None:
@@ -94,7 +107,7 @@ class Watch:
                 losses += 1
             finally:
                 self._wake_up()
-                self._holds_lock = False
+                self._is_bounded = False
                 if connection is not None:
                     with contextlib.suppress(psycopg.Error):
                         connection.close()
@@ -105,6 +118,7 @@ class Watch:
         now = self._state.clock()
         self._metrics.heartbeat.set(time.time() - (now - self._state.heartbeat))
         self._look_at_topics(now)
+        self._look_for_all(connection)
         # A sleeper observes nothing. What a long writer keeps back would stay below the floors after its commit until
         # something else is written, and every look would walk what was removed since the last proof.
         is_busy = self._state.idle_for() < DROWSY_SECONDS or bool(len(self._unanswered))
@@ -123,7 +137,12 @@ class Watch:
     def _fall_asleep(self, connection: Connection) -> bool:
         """Whether writers will notify from now on, because this relay or another one holds the lock, or never can."""
         if not self._holds_lock and not connection.is_pooled:
-            got, other = self._all(connection, queries.SLEEP)[0]
+            takeover = self._settings.daemon.takeover_seconds
+            bounds: dict[str, object] = {
+                "takeover_ms": int(takeover * 1000), "probe_seconds": max(1, int(takeover / 4)),
+            }  # fmt: skip
+            self._is_bounded = True
+            got, other = self._all(connection, queries.SLEEP, bounds)[0][:2]
             self._holds_lock = bool(got)
             if not (got or other):
                 return False
@@ -141,6 +160,7 @@ class Watch:
         )
         until = self._state.clock() + seconds
         while not self._state.stop.is_set() and self._state.clock() < until and self._state.asleep.is_set():
+            self._look_for_all(connection)
             # As a list: inside of the loop psycopg holds the connection's lock, and waking up needs the connection.
             if connection.is_pooled:
                 self._state.stop.wait(0.2)
@@ -156,9 +176,34 @@ class Watch:
         """Lets writers be silent again. Without a connection the lock has gone with it."""
         self._state.asleep.clear()
         self._metrics.asleep.set(0)
-        if self._holds_lock and connection is not None:
-            connection.execute(queries.AWAKE)
+        if self._is_bounded and connection is not None:
+            connection.execute(queries.AWAKE, {"holds_lock": self._holds_lock})
+            self._is_bounded = False
         self._holds_lock = False
+
+    def _look_for_all(self, connection: Connection) -> None:
+        """Says when lanes or rows are out of this relay's sight: to the workers the outbox looks empty then."""
+        now = self._state.clock()
+        if now < self._next_sight:
+            return
+        self._next_sight = now + self._sight_seconds
+        problem = hidden(connection)
+        if problem:
+            self._state.problems["schema"] = str(problem)
+            if self._state.schema_ok:
+                self._broken_at = now
+                self._log.error("schema.broken", code=problem.code, reason=problem.message)
+        elif not self._state.schema_ok:
+            # A look at all lanes that finds nothing raises all floors, also above what could not be seen.
+            self._floors.forget()
+            self._state.problems.pop("schema", None)
+            self._log.info("schema.mended", broken_s=round(now - self._broken_at, 1))
+            self._state.ring()
+        self._state.schema_ok = problem is None
+        if problem and self._drain:
+            self._state.failure = problem
+            self._state.stop.set()
+            self._state.ring()
 
     def _say_pooled(self) -> None:
         """Once: the operator may not know what stands between."""

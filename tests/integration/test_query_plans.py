@@ -111,8 +111,10 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     yield "WRITERS", Case(queries.WRITERS, {}, 200, in_unit=False)
     yield "LANES", Case(queries.LANES, {}, 20, in_unit=False)
     yield "PARKED_COUNT", Case(queries.PARKED_COUNT, {}, 20, in_unit=False)
-    yield "SLEEP", Case(queries.SLEEP, {}, 200, in_unit=False)
-    yield "AWAKE", Case(queries.AWAKE, {}, 20, in_unit=False)
+    yield "SIGHT", Case(queries.SIGHT, {}, 200, in_unit=False)
+    bounds = {"takeover_ms": "20000", "probe_seconds": "5"}
+    yield "SLEEP", Case(queries.SLEEP, bounds, 200, in_unit=False)
+    yield "AWAKE", Case(queries.AWAKE, {"holds_lock": "true"}, 20, in_unit=False)
 
 
 WALKS = {
