@@ -40,6 +40,7 @@ def run_online() -> None:
     url = parse(require_database(load(os.environ)))
     engine = create_engine(
         "postgresql+psycopg://",
+        isolation_level="READ COMMITTED",
         creator=lambda: psycopg.connect(url, application_name="relay alembic", client_encoding="UTF8"),
         poolclass=pool.NullPool,
     )

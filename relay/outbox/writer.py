@@ -6,10 +6,12 @@ every parameter, so that each driver sends it as what it is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import overload
 from uuid import UUID
 
+from relay.core.event import SEPARATOR
 from relay.outbox.events import Event, Json, Payload, encode, encode_headers, entity_change, json_member
 from relay.outbox.sessions import AnyAsyncSession, AnySession, Request, run
 from relay.outbox.trace import current_trace
@@ -24,13 +26,17 @@ SELECT CAST(relay.emit(
 ) AS pg_catalog.text)
 """
 
-# Takes the locks of all keys, sorted, then draws the ids in the order of the arrays.
+# Takes the locks of all keys, sorted, then draws the ids in the order of the arrays. No parameter is an array: how the
+# text of one is read depends on settings of the session (array_nulls), and how bytes in it are written on others
+# (standard_conforming_strings).
 EMIT_MANY = """
 SELECT CAST(relay.emit_many(
-    CAST(:topics AS pg_catalog.text[]),
-    CAST(:keys AS pg_catalog.text[]),
-    CAST(:payloads AS pg_catalog.bytea[]),
-    CAST(CAST(:headers AS pg_catalog.text[]) AS pg_catalog.jsonb[]),
+    ARRAY(SELECT t.one FROM pg_catalog.json_array_elements_text(CAST(:topics AS pg_catalog.json))
+                            WITH ORDINALITY AS t (one, position) ORDER BY t.position),
+    ARRAY(SELECT k.one FROM pg_catalog.json_array_elements_text(CAST(:keys AS pg_catalog.json))
+                            WITH ORDINALITY AS k (one, position) ORDER BY k.position),
+    CAST(pg_catalog.string_to_array(CAST(:payloads AS pg_catalog.text), ',', '') AS pg_catalog.bytea[]),
+    CAST(pg_catalog.string_to_array(CAST(:headers AS pg_catalog.text), pg_catalog.chr(31)) AS pg_catalog.jsonb[]),
     CAST(:lock_keys AS pg_catalog.bool)
 ) AS pg_catalog.text[])
 """
@@ -119,10 +125,11 @@ def emit_many(
     trace = current_trace()
     encoded = [encode(event, trace) for event in events]
     parameters = {
-        "topics": [event.topic for event in encoded],
-        "keys": [event.key for event in encoded],
-        "payloads": [event.payload for event in encoded],
-        "headers": [event.headers for event in encoded],
+        "topics": json.dumps([event.topic for event in encoded], ensure_ascii=False),
+        "keys": json.dumps([event.key for event in encoded], ensure_ascii=False),
+        # A tombstone is nothing between two commas; an empty payload is a backslash and an x.
+        "payloads": ",".join("" if event.payload is None else f"\\x{event.payload.hex()}" for event in encoded),
+        "headers": SEPARATOR.join(event.headers for event in encoded),
         "lock_keys": lock_keys,
     }
     return run(session, Request(EMIT_MANY, parameters, _uuids))

@@ -21,12 +21,14 @@ DO $relay$
 DECLARE
     path_before constant text := current_setting('search_path');
     wait_before constant text := current_setting('lock_timeout');
+    checks_before constant text := current_setting('plpgsql.extra_errors');
     version_table constant regclass := to_regclass({history});
     history text;
     found integer;
     target integer;
 BEGIN
-    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true), set_config('lock_timeout', '1s', true);
+    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true), set_config('lock_timeout', '1s', true),
+            set_config('plpgsql.extra_errors', 'none', true);
     history := coalesce(version_table::text, {history});
     FOR attempt IN 1 .. {attempts} LOOP
         BEGIN
@@ -52,7 +54,8 @@ TAIL = """\
                     USING HINT = 'Rename or drop it; Relay needs the schema relay for itself.';
         END;
     END LOOP;
-    PERFORM set_config('search_path', path_before, true), set_config('lock_timeout', wait_before, true);
+    PERFORM set_config('search_path', path_before, true), set_config('lock_timeout', wait_before, true),
+            set_config('plpgsql.extra_errors', checks_before, true);
 END $relay$"""
 
 GAP = """\
@@ -78,9 +81,15 @@ STAYS = """\
             END IF;
 """
 
-# The locks keep events from being written between the question and the end. CASCADE takes triggers of `capture` along.
+# The locks keep events from being written between the question and the end. Another isolation level than READ COMMITTED
+# would not show what was written before the locks were there. CASCADE takes triggers of `capture` along.
 DROP = """\
             IF found > 0 AND target = 0 THEN
+                IF current_setting('transaction_isolation') <> 'read committed' THEN
+                    RAISE EXCEPTION 'RLY-404: this transaction, which is %, cannot see whether events would be lost',
+                        current_setting('transaction_isolation')
+                        USING HINT = 'Run it with isolation_level="READ COMMITTED" in create_engine of env.py.';
+                END IF;
                 LOCK TABLE relay.outbox, relay.parked IN ACCESS EXCLUSIVE MODE;
                 IF EXISTS (SELECT FROM relay.outbox) OR EXISTS (SELECT FROM relay.parked) THEN
                     RAISE EXCEPTION 'RLY-404: the outbox or the parked events are not empty, and would be lost'

@@ -14,6 +14,10 @@ from relay.schema.steps import BASE, LOCK_ID, OLDEST_SCHEMA, VERSION, step
 
 LOCK_ATTEMPTS = 20
 
+# plpgsql.extra_errors refuses what is right, as a variable that has the name of a parameter.
+PINS: LiteralString = """\
+SET LOCAL lock_timeout = '1s'; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL plpgsql.extra_errors = 'none'"""
+
 INSTALLED: LiteralString = "SELECT coalesce(max(version), 0), coalesce(max(oldest_code), 0) FROM relay.schema_version"
 
 
@@ -55,7 +59,7 @@ def upgrade(url: str) -> list[int]:
 
 def _upgrade(connection: Connection) -> list[int]:
     with connection.transaction():
-        connection.execute("SET LOCAL lock_timeout = '1s'; SET LOCAL search_path = pg_catalog, pg_temp")
+        connection.execute(PINS)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
         found = installed(connection)
         refuse_newer(found)

@@ -50,9 +50,10 @@ def script(after: int = 0, upto: int = VERSION) -> str:
         "-- Relay: schema versions " + (f"{after + 1} to {upto}" if upto > after + 1 else str(upto)),
         "-- It waits a second for each lock, so that no writer queues up behind it for longer. After a lock time-out,",
         "-- as after any other error, nothing has changed: run it again.",
-        "BEGIN;",
+        "BEGIN ISOLATION LEVEL READ COMMITTED;",
         "SET LOCAL lock_timeout = '1s';",
         "SET LOCAL search_path = pg_catalog, pg_temp;",
+        "SET LOCAL plpgsql.extra_errors = 'none';",
         "SELECT pg_advisory_xact_lock(" + str(LOCK_ID) + ");",
         *([BASE] if after == 0 else []),
     ]

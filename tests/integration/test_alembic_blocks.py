@@ -38,9 +38,9 @@ def sqlalchemy_url(dsn: str, driver: str = "psycopg") -> str:
 
 
 @contextmanager
-def migrating(dsn: str, **options):
+def migrating(dsn: str, isolation: str = "READ COMMITTED", **options):
     """A transaction in which a revision runs, as Alembic opens it; the version table is there already."""
-    engine = create_engine(sqlalchemy_url(dsn), poolclass=NullPool)
+    engine = create_engine(sqlalchemy_url(dsn), poolclass=NullPool, isolation_level=isolation)
     with engine.begin() as connection, revising(connection, **options):
         yield connection
 
@@ -266,3 +266,14 @@ def test_only_the_schema_itself_is_left_out_of_autogenerate():
     assert include_name(None, "schema", {})
     assert include_name("relay", "table", {"schema_name": None})
     assert include_name("shop", "schema", {})
+
+
+def test_a_downgrade_that_cannot_see_what_was_written_meanwhile_is_refused(bare):
+    """Under REPEATABLE READ the block would not see an event that was committed after its transaction began."""
+    with migrating(bare):
+        upgrade_to(VERSION)
+    with pytest.raises(CommandError, match=r"RLY-404.*repeatable read"), migrating(bare, isolation="REPEATABLE READ"):
+        downgrade_to(0)
+    assert version(bare) == VERSION
+    with migrating(bare):
+        downgrade_to(0)

@@ -195,7 +195,7 @@ def test_a_retry_keeps_the_order_whatever_the_databases_default_isolation(any_da
 def test_a_retry_by_hand_in_another_isolation_is_refused(writer, isolation):
     park(writer, emit(writer, "k", "1"))
     writer.execute(f"BEGIN ISOLATION LEVEL {isolation}")
-    with pytest.raises(psycopg.Error, match="RLY-607.*" + isolation.lower()) as caught:
+    with pytest.raises(psycopg.Error, match=r"RLY-607.*" + isolation.lower()) as caught:
         writer.execute("SELECT relay.unpark(1, false)")
     assert caught.value.sqlstate == "RL607"
     writer.execute("ROLLBACK")

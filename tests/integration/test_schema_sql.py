@@ -25,7 +25,7 @@ def run(pg, dsn: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_lock_that_is_not_to_be_had_leaves_nothing_behind_and_a_second_run_succeeds(pg, bare):
     """As the first lines of the script say to whom it is given."""
-    assert "After a lock time-out" in script().partition("BEGIN;")[0]
+    assert "After a lock time-out" in script().partition("\nBEGIN ")[0]
     with psycopg.connect(bare) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
         refused = run(pg, bare)
