@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import cache, capture, consumer, drain, holders, idle, latency, memory, shared, track, writers
+from tests.bench import (
+    cache,
+    capture,
+    consumer,
+    drain,
+    holders,
+    idle,
+    latency,
+    leaderless,
+    memory,
+    settling,
+    shared,
+    skip,
+    track,
+    writers,
+)
 
 MEASUREMENTS = {
     "drain": drain.drain_against_bare,
@@ -13,6 +28,9 @@ MEASUREMENTS = {
     "latency": latency.latency,
     "idle": idle.idle,
     "memory": memory.memory,
+    "skip": skip.skip,
+    "leaderless": leaderless.leaderless,
+    "settling": settling.settling,
     "writers": writers.writers,
     "holders": holders.holders,
     "track": track.tracking,

@@ -202,7 +202,7 @@ def receive(channel: Channel, bootstrap: str, topic: str, count: int) -> dict[in
     partition waits for the answer to a request that was sent without it.
     """
     settings = {"bootstrap.servers": bootstrap, "group.id": "bench-receiver", "enable.auto.commit": False}
-    consumer = Consumer({**settings, "fetch.wait.max.ms": 10})
+    consumer = Consumer({**settings, "fetch.wait.max.ms": 10, "log_level": 0})
     # By their offsets: "at the end" is looked up at the first fetch, and a record could come before that.
     places = [TopicPartition(topic, partition) for partition in consumer.list_topics(topic).topics[topic].partitions]
     for place in places:

@@ -1,4 +1,4 @@
-"""Resident memory at its peak, of a relay that drains many small events and then large ones."""
+"""Resident memory at its peak, of a relay that drains many small events, then large ones, then large keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ from tests.support.relay_process import NOTHING, RelayProcess, eventually
 SMALL = int(1_000_000 * SCALE)
 LARGE = max(500, int(20_000 * SCALE))
 LARGE_BYTES = 100_000
+WIDE = max(100, int(600 * SCALE))
+"""Half of them with a large key, half with a large header."""
+WIDE_BYTES = 900_000
 SETTLE_SECONDS = 5
 
 FILL_LARGE = """\
 INSERT INTO relay.outbox (lane, topic, key, payload)
 SELECT relay.lane_of('key-' || g), %(topic)s, 'key-' || g, %(payload)s FROM generate_series(1, %(rows)s) AS g"""
 """One payload of random bytes for all: lz4 does not look back as far as the last copy, so nothing is compressed."""
+
+FILL_WIDE = """\
+INSERT INTO relay.outbox (lane, topic, key, headers, payload)
+SELECT relay.lane_of(e.key), %(topic)s, e.key, e.headers, '\\x00'
+FROM generate_series(1, %(rows)s) AS g
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN g %% 2 = 0 THEN 'key-' || g || %(wide)s ELSE 'key-' || g END AS key,
+           CASE WHEN g %% 2 = 1 THEN E'wide\\x1f' || %(wide)s || E'\\x1f' ELSE '' END AS headers
+) AS e"""
 
 
 def peak_mb(pid: int) -> float:
@@ -48,12 +60,19 @@ def memory() -> None:
                 connection.execute(FILL_LARGE, rows)
             eventually(lambda: relay.metric("relay_published_events_total") >= SMALL + LARGE, 600, "the large events")
             large = peak_mb(relay.pid)
+            with psycopg.connect(setup.dsn, autocommit=True) as connection:
+                connection.execute(FILL_WIDE, {"topic": topic, "rows": WIDE, "wide": os.urandom(WIDE_BYTES // 2).hex()})
+            total = SMALL + LARGE + WIDE
+            eventually(lambda: relay.metric("relay_published_events_total") >= total, 600, "the large keys")
+            wide = peak_mb(relay.pid)
             time.sleep(SETTLE_SECONDS)
             after = resident_mb(relay.pid)
     print(
-        f"  idle {nothing:.0f} MB, after {SMALL:,} small {small:.0f} MB, after {LARGE:,} of {LARGE_BYTES // 1000} KB"
-        f" {large:.0f} MB at the peak; {after:.0f} MB {SETTLE_SECONDS} s later",
+        f"  at the peak: idle {nothing:.0f} MB, after {SMALL:,} small {small:.0f} MB, after {LARGE:,} of"
+        f" {LARGE_BYTES // 1000} KB {large:.0f} MB, after {WIDE} keys and headers of {WIDE_BYTES // 1000} KB"
+        f" {wide:.0f} MB; {after:.0f} MB {SETTLE_SECONDS} s later",
         flush=True,
     )
-    report("resident memory, peak", f"{large:.0f} MB", f"idle relay {nothing:.0f} MB", large / nothing, "< 120 MB",
-           large < 120)  # fmt: skip
+    for name, found in (("resident memory, peak", large), ("the same with large keys", wide)):
+        limit = f"idle relay {nothing:.0f} MB"
+        report(name, f"{found:.0f} MB", limit, found / nothing, "< 120 MB", found < 120)
