@@ -114,10 +114,10 @@ def verify(
     loaded = settings()
     with open_database("cache verify") as connection, _open_tier(loaded) as opened, _tail(loaded, topic) as tail:
         require_version(connection)
+        primary = Primary(connection)
+        _check(primary)
         walk = Walk(opened.client, opened.namespace)
-        sources = Sources(
-            opened.tier, Primary(connection).versions, tail.events if tail else lambda: (), _patient(walk)
-        )
+        sources = Sources(opened.tier, primary.versions, tail.events if tail else lambda: (), _patient(walk))
         verifier = Verifier(
             sources,
             sorted(set(scales)),
@@ -130,6 +130,16 @@ def verify(
     click.echo(json.dumps(data) if as_json else report.as_text(data))
     if data["scales"][-1]["violations"] or data["ahead"]:
         raise SystemExit(1)
+
+
+def _check(primary: Primary) -> None:
+    """Reads a version that is not there: a right that is missing is told now, and not with the first sample."""
+    import psycopg
+
+    try:
+        primary.versions([Name("", "")])
+    except psycopg.Error as error:
+        raise explain(error) from None
 
 
 def _run(verifier: Verifier, seconds: float, samples: int | None) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import click
 
+from relay.cli.columns import columns as in_columns
 from relay.cli.main import open_database
-from relay.cli.status import shortened
 from relay.database import Connection
 from relay.schema.capture import Captured, Rules, capture_statement, captures, uncapture, uncapture_statement
 from relay.schema.capture import capture as run_capture
@@ -62,7 +64,7 @@ def add(
         for table in tables:
             click.echo(capture_statement(table, rules).as_string(None) + ";")
         return
-    with _open() as connection:
+    with _open("add") as connection:
         done = {table: run_capture(connection, table, rules) for table in tables}
         found = {each.table: each for each in captures(connection)}
     if as_json:
@@ -83,7 +85,7 @@ def remove(tables: tuple[str, ...], as_sql: bool, as_json: bool) -> None:
         for table in tables:
             click.echo(uncapture_statement(table).as_string(None) + ";")
         return
-    with _open() as connection:
+    with _open("remove") as connection:
         done = {table: uncapture(connection, table) for table in tables}
     if as_json:
         click.echo(json.dumps({"removed": [name for names in done.values() for name in names]}))
@@ -96,7 +98,7 @@ def remove(tables: tuple[str, ...], as_sql: bool, as_json: bool) -> None:
 @JSON_OPTION
 def list_(as_json: bool) -> None:
     """List captured tables: as which entity, by which key, and whether all of it is covered."""
-    with _open() as connection:
+    with _open("list") as connection:
         found = captures(connection)
     if as_json:
         click.echo(json.dumps([asdict(each) for each in found]))
@@ -105,23 +107,20 @@ def list_(as_json: bool) -> None:
     if not shown:
         click.echo("nothing is captured")
         return
-    click.echo(f"{'table':22}  {'entity':14}  {'key':12}  {'updates of':12}  state")
-    for each in shown:
-        columns = "any column" if each.columns is None else ",".join(each.columns)
-        click.echo(
-            f"{shortened(each.table, 22):22}  {shortened(each.entity, 14):14}  {shortened(','.join(each.key), 12):12}"
-            f"  {shortened(columns, 12):12}  {_state(each)}"
-        )
+    rows = [("table", "entity", "key", "updates of", "state"), *(_row(each) for each in shown)]
+    click.echo("\n".join(in_columns(rows, (22, 14, 12, 12, 12))))
 
 
-def _open() -> Connection:
-    connection = open_database("capture")
-    try:
+@contextmanager
+def _open(command: str) -> Iterator[Connection]:
+    with open_database(f"capture {command}") as connection:
         require_version(connection, STEP)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        yield connection
+
+
+def _row(each: Captured) -> tuple[str, ...]:
+    columns = "any column" if each.columns is None else ",".join(each.columns)
+    return each.table, each.entity, ",".join(each.key), columns, _state(each)
 
 
 def _state(each: Captured) -> str:

@@ -44,7 +44,7 @@ def explain(
     if (event_id is None) == (key is None):
         raise click.UsageError("name one EVENT_ID, or --key")
     loaded = settings()
-    with open_database("explain") as connection:
+    with open_database("explain --key" if key is not None else "explain") as connection:
         require_version(connection)
         where = find(connection, event=event_id, key=key, topic=topic)
     wanted = {"event": str(event_id) if event_id else None, "key": key.encode() if key is not None else None}

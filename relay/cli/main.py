@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 import click
 
 from relay import __version__
+from relay.cli.rights import told
 from relay.config import Settings, load, require_database
 from relay.database import Connection, connect
 from relay.errors import RelayError
@@ -70,15 +73,22 @@ def settings() -> Settings:
     return load(os.environ)
 
 
-def open_database(command: str) -> Connection:
-    """A connection for one command, named after it in pg_stat_activity."""
+@contextmanager
+def open_database(command: str) -> Iterator[Connection]:
+    """A connection for one command, named after it in pg_stat_activity, closed at the end.
+
+    Raises:
+        GrantError: RLY-501, with what the role lacks for this command.
+    """
     loaded = settings()
-    return connect(
+    connection = connect(
         require_database(loaded),
-        f"relay {command}",
+        f"relay {command.partition(' --')[0]}",
         connect_timeout_seconds=loaded.database.connect_timeout_seconds,
         deadline_seconds=OPERATOR_DEADLINE_SECONDS,
     )
+    with told(connection, command):
+        yield connection
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

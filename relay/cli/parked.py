@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from relay.cli.columns import shortened
 from relay.cli.main import open_database
-from relay.cli.status import age, shortened
+from relay.cli.status import age
 from relay.daemon import parked as desk
 from relay.daemon.parked import ParkedEvent, Result
 from relay.database import Connection
@@ -31,7 +34,7 @@ def parked() -> None:
 @JSON_OPTION
 def list_(topic: str | None, as_json: bool) -> None:
     """List parked events in id order: which, why, since when. Never their content."""
-    with _open() as connection:
+    with _open("list") as connection:
         events = desk.find_all(connection, topic)
     if as_json:
         click.echo(json.dumps([_data(event) for event in events]))
@@ -49,7 +52,7 @@ def list_(topic: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def show(id: int, reveal: bool, as_json: bool) -> None:
     """Show one parked event: its metadata, and its content only with --reveal."""
-    with _open() as connection:
+    with _open("show") as connection:
         data = _data(desk.find(connection, id)) | {"header_names": desk.header_names(connection, id)}
         if reveal:
             content = desk.reveal(connection, id)
@@ -70,7 +73,7 @@ def show(id: int, reveal: bool, as_json: bool) -> None:
 def retry(id: int | None, every: bool, topic: str | None, even_if_overtaken: bool, as_json: bool) -> None:
     """Send parked events again, each before the events of its key that came after it."""
     _check_target(id, every, topic)
-    with _open() as connection:
+    with _open("retry") as connection:
         if id is not None:
             result = desk.retry(connection, id, even_if_overtaken=even_if_overtaken)
         else:
@@ -89,19 +92,16 @@ def drop(id: int | None, every: bool, topic: str | None, yes: bool, as_json: boo
     _check_target(id, every, topic)
     if not yes:
         raise click.UsageError("dropped events are gone and were never published: add --yes to drop them")
-    with _open() as connection:
+    with _open("drop") as connection:
         result = desk.drop(connection, id) if id is not None else desk.drop_all(connection, topic)
     _say("dropped", result, as_json)
 
 
-def _open() -> Connection:
-    connection = open_database("parked")
-    try:
+@contextmanager
+def _open(command: str) -> Iterator[Connection]:
+    with open_database(f"parked {command}") as connection:
         require_version(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        yield connection
 
 
 def _check_target(id: int | None, every: bool, topic: str | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from relay.cli.columns import shortened
 from relay.cli.main import open_database, settings
 from relay.daemon.overview import Overview, look
 from relay.daemon.reach import ANSWER_SECONDS, Answer, Reach, as_sentence
@@ -86,11 +87,6 @@ def _parked(overview: Overview) -> str:
         f"{overview.parked_broken:,} broken, {overview.parked_waiting:,} waiting behind them, since {since}"
         "\n          see `relay parked list`"
     )
-
-
-def shortened(topic: str, width: int) -> str:
-    """A topic's name may have 249 characters; its end tells more than its beginning."""
-    return topic if len(topic) <= width else "..." + topic[3 - width :]
 
 
 def age(seconds: float) -> str:

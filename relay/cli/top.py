@@ -14,19 +14,23 @@ from dataclasses import asdict
 
 import click
 
+from relay.cli.columns import is_narrow
 from relay.cli.main import settings
+from relay.cli.rights import named
 from relay.cli.top_view import Line, frame
 from relay.config import Settings, require_database
 from relay.daemon.glance import Glance, glance, rates
 from relay.daemon.reach import ANSWER_SECONDS, Answer, Reach
 from relay.database import Connection, connect
-from relay.errors import RelayError, UnreachableError
+from relay.errors import GrantError, RelayError, UnreachableError
 from relay.schema.install import require_version
 from relay.terminal import key, raw_keys
 
 WINDOW_SECONDS = 5.0
 """Rates are over so long: sessions report what they did about once a second."""
 DEADLINE_SECONDS = 5.0
+WIDE = 1000
+"""More than any line of it has, for a pipe."""
 STYLES = {"bold": "\x1b[1m", "alarm": "\x1b[1;31m", "": ""}
 PLAIN = "\x1b[0m"
 
@@ -114,7 +118,7 @@ class Screen:
         try:
             if self._connection is None:
                 self._connection = self._open()
-            self.glances.append(glance(self._connection))
+            self.glances.append(_glance(self._connection))
         except RelayError:
             self._close()
             self.glances.clear()
@@ -123,8 +127,9 @@ class Screen:
             self.glances.popleft()
 
     def text(self) -> str:
-        """The picture without a terminal: 80 columns wide, and as long as it gets."""
-        return "\n".join(line.text for line in frame(self.glances, self.kafka, self._title(), 80, 200))
+        """The picture at once: as long as it gets, and 80 columns wide in a terminal."""
+        width = 80 if is_narrow() else WIDE
+        return "\n".join(line.text for line in frame(self.glances, self.kafka, self._title(), width, 200))
 
     def run(self, interval: float, *, colors: bool) -> None:
         """Draws until [q]."""
@@ -159,6 +164,10 @@ class Screen:
         )
         try:
             require_version(connection)
+        except GrantError as error:
+            wanted = named(connection, "top", error)
+            connection.close()
+            raise wanted from None
         except BaseException:
             connection.close()
             raise
@@ -168,6 +177,13 @@ class Screen:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _glance(connection: Connection) -> Glance:
+    try:
+        return glance(connection)
+    except GrantError as error:
+        raise named(connection, "top", error) from None
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from relay.cli.status import age, shortened
+from relay.cli.columns import shortened
+from relay.cli.status import age
 from relay.daemon.glance import Glance, rates
 from relay.daemon.reach import Answer, as_sentence
 from relay.daemon.whereabouts import Holder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -111,7 +112,7 @@ class Relay:
                     raise GrantError(
                         "RLY-501",
                         "the database role lacks " + "; ".join(missing),
-                        "run the SQL that `relay db grants` prints",
+                        f"run the SQL that `relay db grants --relay {shlex.quote(connection.info.user)}` prints",
                     )
                 if problem := hidden(connection):
                     raise problem

@@ -5,7 +5,7 @@
 | writer | call emit, emit_many, touch and touch_many | read or change any table of the schema, call anything else |
 | relay | lock lanes, read and delete events, park them | insert or change events or parked ones, any DDL |
 | monitor | read everything but keys, headers, payloads | change anything, read content |
-| admin | read parked events, retry and drop them | change what is in an event, publish one of its own |
+| admin | read parked events and keys that wait, retry and drop | change what is in an event, publish one of its own |
 | reader | read which version each entity has | change anything, read events |
 
 Roles are not created here: where they come from differs from place to place. Rights that were granted to PUBLIC or to a
@@ -58,9 +58,9 @@ GRANT EXECUTE ON FUNCTION relay.capture_tree(regclass) TO {role};
 
 # Reads what is parked, content included (`relay parked show --reveal`), and changes it through one function only.
 ADMIN: LiteralString = """\
-GRANT SELECT ON relay.schema_version, relay.lane, relay.parked TO {role};
-GRANT SELECT (id, lane, event_id, created_at, topic) ON relay.outbox TO {role};
-GRANT EXECUTE ON FUNCTION relay.unpark(bigint, boolean) TO {role};
+GRANT SELECT ON relay.schema_version, relay.lane, relay.parked, relay.captures TO {role};
+GRANT SELECT (id, lane, event_id, created_at, topic, key) ON relay.outbox TO {role};
+GRANT EXECUTE ON FUNCTION relay.unpark(bigint, boolean), relay.capture_tree(regclass) TO {role};
 """
 
 # Loaders of caches, which read an entity's version beside its row, and `relay cache verify`, which compares.

@@ -243,13 +243,14 @@ def test_a_reader_sees_versions_and_no_events(open_as, owner):
     )
 
 
-def test_a_command_without_its_right_says_which_and_how_to_get_it(dsn_of, owner):
+def test_a_command_without_its_right_says_which_and_how_to_get_it(dsn_of, owner, roles):
     park(owner, emit(owner, "k", "x"))
     said = relay("parked", "retry", "1", settings={"RELAY_DATABASE_URL": dsn_of("relay")})
     assert said.returncode == 1
     assert said.stderr == (
-        "RLY-501: the database role lacks a right on function unpark."
-        " Fix: run the SQL that `relay db grants` prints for it\n"
+        f"RLY-501: the database role {roles['relay']} lacks EXECUTE on relay.unpark(bigint, boolean), which"
+        " `relay parked retry` needs. Fix: connect as a role that was granted --admin, or have the owner of the schema"
+        f" relay run the SQL that `relay db grants --admin {roles['relay']}` prints\n"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -211,7 +212,8 @@ def _grants(_look: Look, connection: Connection) -> Iterable[Finding]:
     missing = [name for name, has in zip(CLAIM_RIGHTS_NAMES, allowed, strict=True) if not has]
     if missing:
         text = "this role lacks " + "; ".join(missing)
-        yield failed("grants", text, "RLY-501", "run the SQL that `relay db grants --relay ROLE` prints")
+        role = shlex.quote(connection.info.user)
+        yield failed("grants", text, "RLY-501", f"run the SQL that `relay db grants --relay {role}` prints")
     else:
         yield ok("grants", "this role may do what `relay run` has to do")
 
