@@ -1,9 +1,10 @@
 """Ten minutes in which everything that may break does so at random, several things at a time, and then the judge.
 
-CHAOS_SECONDS sets the length, SEED the draws. Two limits are there to keep the run within what is promised: a broker
-stands still either for less than the publish time-out or for so long that the cluster has replaced it, and the publish
-time-out is above the three seconds that this takes. What a relay has given up and a leader appends later all the same
-is "Not guaranteed" in docs/GUARANTEES.md.
+CHAOS_SECONDS sets the length, SEED the draws. Three limits are there to keep the run within what is promised: a broker
+stands still either for less than the publish time-out or for so long that the cluster has replaced it, the publish
+time-out is above the three seconds that this takes, and no other relay can take the lanes of one whose records are on
+their way to a broker that stands still. What a relay has given up and a leader appends later all the same is "Not
+guaranteed" in docs/GUARANTEES.md.
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class Chaos(Mending):
         self.counts[name] += 1
         self.run.losses += units
 
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether lanes may change hands: not while a broker stands still and will go on with what it was sent."""
+        return self.is_free("stutter")
+
     def relay(self) -> RelayProcess | None:
         """One that is at work and not frozen."""
         able = [
@@ -85,7 +91,7 @@ class Chaos(Mending):
     # The faults, each with its name as it is counted.
 
     def kill(self) -> None:
-        if relay := self.relay():
+        if self.may_hand_over and (relay := self.relay()):
             relay.kill9()
             self.count("kills")
 
@@ -104,7 +110,7 @@ class Chaos(Mending):
             self.later(seconds, f"relay {relay.number}", lambda: relay.resume() if relay.is_running else None)
 
     def restart_postgres(self) -> None:
-        if not self.is_free("network"):
+        if not self.may_hand_over or not self.is_free("network"):
             return
         how: nemesis.Stop = self.run.draw.choice(["fast", "immediate", "crash"])
         nemesis.count_stop(self.run, how)
@@ -113,6 +119,8 @@ class Chaos(Mending):
 
     def cut(self) -> None:
         """Resets every connection of relays to the database."""
+        if not self.may_hand_over:
+            return
         self.proxy.cut()
         self.count("cuts", RELAYS * nemesis.UNITS)
 
@@ -122,7 +130,7 @@ class Chaos(Mending):
 
     def silence(self) -> None:
         """The network between relays and the database swallows everything."""
-        if not self.is_free("network"):
+        if not self.may_hand_over or not self.is_free("network"):
             return
         self.proxy.freeze(self.run.draw.choice(["up", "down", "both"]))
         self.count("silences", RELAYS * nemesis.UNITS)
@@ -135,7 +143,34 @@ class Chaos(Mending):
         index = self.run.draw.randrange(3)
         self.kafka.pause(index)
         self.count("stutters", RELAYS * nemesis.UNITS)
-        self.later(self.run.draw.random(), "kafka", lambda: self.kafka.resume(index))
+        seconds = self.run.draw.random()
+        self.later(seconds, "kafka", lambda: self.kafka.resume(index))
+        self.later(seconds, "stutter", lambda: None)
+
+    def end_sessions(self) -> None:
+        """The database ends a relay's sessions while all brokers stand still. The other relays do so as well, so that
+        the lanes stay in its process, and wake up when the brokers have taken what it had sent."""
+        relays = list(self.run.fleet.relays)
+        broken = ["network", "kafka", "stutter", *[f"relay {relay.number}" for relay in relays]]
+        if not self.is_free(*broken) or not all(relay.is_running and relay.events("relay.started") for relay in relays):
+            return
+        self.run.draw.shuffle(relays)
+        victim, *others = relays
+        seconds = 2 + self.run.draw.random() * 2
+        for relay in others:
+            relay.pause()
+        for index in range(3):
+            self.kafka.pause(index)
+        self.outage("sessions ended in a stall", seconds)
+        before = self.run.draw.random() * seconds / 2
+        self.run.fleet.wait_seconds(before)
+        nemesis.end_sessions(self.dsn, victim)
+        self.run.fleet.wait_seconds(seconds - before)
+        for index in range(3):
+            self.kafka.resume(index)
+        self.run.fleet.wait_seconds(1)
+        for relay in others:
+            relay.resume()
 
     def freeze_broker(self) -> None:
         """A broker stands still until the others have replaced it."""
@@ -194,6 +229,7 @@ FAULTS: dict[Callable[[Chaos], None], float] = {
     Chaos.cut_commit: 6,
     Chaos.silence: 2,
     Chaos.stutter: 4,
+    Chaos.end_sessions: 5,
     Chaos.freeze_broker: 2,
     Chaos.kill_broker: 3,
     Chaos.kill_all_brokers: 1,

@@ -1,4 +1,4 @@
-"""The database ends sessions while Kafka stalls, and lanes change hands while records are on the wire."""
+"""The database ends sessions while Kafka stalls, at every step of a unit: no key's log ends on an old event."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from relay.demo.postgres import EmbeddedPostgres
 from tests.support import scenario
 from tests.support.kafka import KafkaCluster, fresh_topic
 from tests.support.postgres import fresh_database, private_server
-from tests.support.stall import PATIENT, Stall, settled
+from tests.support.relay_process import SHORT
+from tests.support.stall import PATIENT, POINTS, Ending, Stall, settled
 from tests.support.topic import read_topic
 from tests.support.workload import Journal
 
 pytestmark = pytest.mark.faults
 
+ROUNDS = 3
 STALLS = 8
 
 
@@ -32,6 +34,26 @@ def own_kafka() -> Iterator[KafkaCluster]:
     """A broker whose network may be frozen."""
     with KafkaCluster(proxied=True) as cluster:
         yield cluster
+
+
+@pytest.mark.parametrize("how", ["terminate", "idle", "restart"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_relay_whose_sessions_end_while_kafka_stalls_keeps_the_order(own_postgres, own_kafka, point, how: Ending):
+    """One relay. Its lanes are free while its records are on the wire, and it alone can claim them again."""
+    seed = scenario.seed_of_run()
+    draw = random.Random(f"{seed}/stall")
+    topic, dsn = fresh_topic(own_kafka), fresh_database(own_postgres)
+    journal = Journal()
+    for number in range(ROUNDS):
+        stall = Stall(
+            server=own_postgres, dsn=dsn, cluster=own_kafka, topic=topic, point=point, how=how, draw=draw,
+            settings=SHORT if number % 2 else PATIENT,
+        )  # fmt: skip
+        journal = journal.joined(stall.play(f"{'tar'[number % 3]}:{number}"))
+    settled(own_kafka.bootstrap, topic)
+    verdict = scenario.judge(journal, own_kafka.bootstrap, [topic])
+    print(f"\nseed {seed}: {ROUNDS} stalls, {verdict.summary()}")
+    assert verdict.ok, f"SEED={seed}\n{verdict.explain()}"
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["the first relay's network stalls", "kafka stalls for both"])

@@ -53,6 +53,8 @@ class Stall:
     how: Ending
     draw: random.Random
     settings: Mapping[str, str]
+    cuts: float = 0.3
+    """How often the stall ends with the connections. What they carried may then arrive without a report."""
 
     def play(self, key: str) -> Journal:
         """One stall with a relay of its own; returns when everything was published and the relay has stopped.
@@ -132,7 +134,7 @@ class Stall:
         """Ends the stall two to four seconds after it began, now and then with the connections."""
         time.sleep(max(0.0, stalled_at + self.draw.uniform(2, 4) - time.monotonic()))
         for proxy in self.cluster.proxies:
-            if self.draw.random() < 0.3:
+            if self.draw.random() < self.cuts:
                 proxy.cut()
             proxy.thaw()
 
