@@ -142,10 +142,7 @@ class Brokers:
             inquiry = self.inquire(new)
             found = self._ask(sorted(new), now + FACTS_SECONDS)
             self._facts = {**self._facts, **found}
-        troubles = inquiry.answer(PROBE_SECONDS) or {}
-        for topic in troubles:
-            self.forget(topic)
-        return troubles
+        return inquiry.answer(PROBE_SECONDS) or {}
 
     def forget(self, topic: str) -> None:
         """Asks again next time: the topic came back, perhaps as another, or refused what it should have taken."""

@@ -6,11 +6,12 @@ to `Unanswered`, which keeps it until their outcome is known, and the publisher 
 
 How long it waits:
 
-    nothing answers                    daemon.publish_timeout_seconds
-    a topic that metadata says cannot
-    take a record now                  until the other topics are done; asked for after SLOW_SECONDS
-    some topics answered, others not   PARTIAL_SECONDS
-    the session or the fence is lost   not at all
+    nothing answers                     daemon.publish_timeout_seconds
+    a topic cannot take a record now    until the other topics are done; the brokers are asked after SLOW_SECONDS
+    only some topics answer             PARTIAL_SECONDS
+    the session or the fence is lost    not at all
+
+Small units go by an exact sender, large ones by a fast one, and for a while after a trouble all by an exact one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from relay.core.waves import plan
 from relay.daemon.brokers import Brokers, Inquiry
 from relay.daemon.failpoints import failpoint
 from relay.daemon.kafka_errors import outcome_of
-from relay.daemon.sender import Sender
+from relay.daemon.sender import Pending, Sender
 from relay.daemon.tenure import Tenure
 from relay.daemon.unanswered import Unanswered
 from relay.kafka_words import words_of
@@ -41,6 +42,15 @@ SLOW_SECONDS = 0.2
 
 PARTIAL_SECONDS = 3.0
 """How long topics without an answer may keep those waiting that have one."""
+
+EXACT_ROWS = 1000
+"""Units of fewer rows go by an exact sender."""
+
+EXACT_SECONDS = 60.0
+"""After a trouble all units go by an exact sender for so long."""
+
+INQUIRE_SECONDS = 1.0
+"""The pause between two such questions."""
 
 SETTLE_SECONDS = 0.5
 """How long records on the wire may take to be answered after the rest was purged."""
@@ -86,16 +96,26 @@ class Publisher:
         self._unanswered = unanswered
         self._is_strict = is_strict
         self._timeout = publish_timeout_seconds
-        self._partial = min(PARTIAL_SECONDS, publish_timeout_seconds / 2)
         self._clock = clock
-        self._sender = self._new_sender()
+        self._exact_until = 0.0
+        self._senders: dict[bool, Sender] = {}
+        self._sender = self._choose(0)
         self._report = Report()
         self.rebuilds = 0
         """Senders replaced, because librdkafka gave them up, or because they have to be kept."""
         self.rebuilt_because = ""
 
-    def _new_sender(self) -> Sender:
-        return Sender(self._properties, batch_bytes=self._batch_bytes_max(), clock=self._clock)
+    def _choose(self, rows: int) -> Sender:
+        """Returns the sender for a unit of so many rows: the exact or the fast one, made new where it cannot go on."""
+        is_exact = rows < EXACT_ROWS or self._clock() < self._exact_until
+        sender = self._senders.get(is_exact)
+        batch_bytes = self._batch_bytes_max()
+        if sender is not None and sender.is_dead:
+            self._count("it failed for good")
+        if sender is None or sender.is_dead or sender.batch_bytes != batch_bytes:
+            sender = Sender(self._properties, batch_bytes=batch_bytes, is_exact=is_exact, clock=self._clock)
+            self._senders[is_exact] = sender
+        return sender
 
     def _batch_bytes_max(self) -> int:
         """A batch above a topic's limit is refused whole, with every innocent row in it."""
@@ -115,8 +135,7 @@ class Publisher:
         self._report = Report()
         topics = {row[3] for row in rows}
         self._report.troubles.update(self._brokers.learn(topics))
-        if self._sender.is_dead or self._sender.batch_bytes != self._batch_bytes_max():
-            self._replace("fatal" if self._sender.is_dead else "")
+        self._sender = self._choose(len(rows))
         tenure.confirm()
         if self._report.troubles:
             return self._publish_others(rows, tenure)
@@ -152,18 +171,19 @@ class Publisher:
     def _publish_together(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
         """Sends all rows; None if all were delivered."""
         sender = self._sender
-        sender.failures.clear()
+        sender.begin()
         sent = self._send(rows, tenure)
-        silent = self._await(topics, tenure)
-        if sent == len(rows) and not silent and not sender.failures and not sender.is_dead:
+        pending = Pending(sender, rows[:sent], self._clock)
+        self._await(pending, tenure)
+        if sent == len(rows) and not sender.pending and not sender.failures and not sender.is_dead:
             return None
-        return self._outcomes(sender, rows, sent, silent)
+        return self._outcomes(pending, rows, sent)
 
-    def _outcomes(self, sender: Sender, rows: Sequence[Row], sent: int, silent: set[str]) -> list[Outcome]:
+    def _outcomes(self, pending: Pending, rows: Sequence[Row], sent: int) -> list[Outcome]:
         """Rows by the failures that were reported. Two rows alike in topic, key and value share a failure: repeating
         one that was delivered is allowed, forgetting one that was not is not."""
         failed: dict[tuple[str | None, bytes | None, bytes | None], Outcome] = {}
-        for error, topic, key, value in sender.failures:
+        for error, topic, key, value in pending.sender.failures:
             outcome = failed[topic, key, value] = outcome_of(error)
             if topic is not None and outcome is Outcome.REFUSED:
                 self._report.reasons[topic, key, value] = words_of(error, self._properties)
@@ -171,9 +191,10 @@ class Publisher:
                 self._report.troubles.setdefault(topic, words_of(error, self._properties))
             elif outcome is Outcome.UNKNOWN:
                 self._report.cause = words_of(error, self._properties)
-        unknown = Outcome.UNKNOWN if sender.is_dead else Outcome.DELIVERED
-        rest = {row[3]: Outcome.UNKNOWN if row[3] in silent else unknown for row in rows}
-        outcomes = [failed.get((row[3], row[4], row[7]), rest[row[3]]) for row in rows[:sent]]
+        left = pending.left()
+        unknown = pending.topics if left is None or pending.sender.is_dead else left
+        rest = {topic: Outcome.UNKNOWN if topic in unknown else Outcome.DELIVERED for topic in pending.topics}
+        outcomes = [failed.get((row[3], row[4], row[7])) or rest[row[3]] for row in rows[:sent]]
         return outcomes + [Outcome.HELD] * (len(rows) - sent)
 
     def _publish_waves(self, rows: Sequence[Row], tenure: Tenure) -> list[Outcome] | None:
@@ -223,63 +244,55 @@ class Publisher:
         failpoint("after_produce")
         return len(rows)
 
-    def _await(self, topics: set[str], tenure: Tenure) -> set[str]:
-        """Waits until nothing is pending, or until it is no use; returns the topics without an answer."""
-        sender, started = self._sender, self._clock()
+    def _await(self, pending: Pending, tenure: Tenure) -> None:
+        """Waits until nothing is pending, or until it is no use."""
+        sender, started = pending.sender, self._clock()
+        inquire_at = started + SLOW_SECONDS
         inquiry: Inquiry | None = None
-        sick: dict[str, str] | None = None
-        while True:
+        sick: dict[str, str] = {}
+        why = ""
+        while sender.pending and not why:
             sender.flush(WATCH_SECONDS)
-            waited = self._clock() - started
-            if not sender.pending:
-                return set()
-            if sender.is_dead:
-                return self._give_up(topics, "fatal")
-            if not tenure.is_alive() or tenure.is_over:
-                return self._give_up(topics, "session")
-            if waited > self._timeout:
-                return self._give_up(topics, "timeout")
-            if waited < SLOW_SECONDS:
-                continue
-            if inquiry is None:
-                inquiry = self._brokers.inquire(topics)
-                sender.forget_statistics()
-            if sick is None and (sick := inquiry.answer()) is not None:
+            now = self._clock()
+            if inquiry is None and now >= inquire_at:
+                inquiry, inquire_at = self._brokers.inquire(pending.topics), now + INQUIRE_SECONDS
+            if inquiry is not None and (answer := inquiry.answer()) is not None:
+                sick, inquiry = answer, None
                 self._report.troubles.update(sick)
-            silent = sender.pending_topics()
-            if silent is not None:
-                silent &= topics
-                sender.forget_statistics()
-            if sick and (sender.may_purge or (silent is not None and silent <= sick.keys())):
-                return self._give_up(topics if silent is None else silent, "topic")
-            if silent is not None and silent < topics and waited > self._partial:
-                return self._give_up(silent, "topic")
+            if sender.is_dead:
+                why = "it failed for good"
+            elif not tenure.is_alive() or tenure.is_over:
+                why = "the lanes were lost while records were on the wire"
+            elif now - started > self._timeout:
+                why = "records were not answered in time"
+            elif sick and (sender.may_purge or pending.only(sick)):
+                why = "a topic cannot be written"
+            elif now - started > PARTIAL_SECONDS and pending.is_partial():
+                why = "a topic does not answer"
+                sick = dict.fromkeys(pending.left() or (), why)
+        if sender.pending:
+            self._give_up(pending, why, sick)
 
-    def _give_up(self, topics: Collection[str], why: str) -> set[str]:
-        """Stops waiting. Purges what was never sent; what may be on the wire stays with its sender, which is kept.
-
-        Returns the topics without an answer.
-        """
-        sender = self._sender
+    def _give_up(self, pending: Pending, why: str, sick: Collection[str]) -> None:
+        """Stops waiting. Purges what was never sent; what may be on the wire stays with its sender, which is kept."""
+        sender = pending.sender
+        self._exact_until = self._clock() + EXACT_SECONDS
         sender.purge_unsent()
         until = self._clock() + SETTLE_SECONDS
-        while sender.pending and why == "topic" and self._clock() < until and not sender.is_dead:
+        while sick and sender.pending and self._clock() < until and not sender.is_dead:
             # What was refused for now went back into the queue.
             sender.flush(WATCH_SECONDS)
             sender.purge_unsent()
         if not sender.pending:
-            return set()
-        self._report.unanswered.update(topics)
-        self._unanswered.keep(sender, topics)
-        self._sender = self._new_sender()
+            return
+        held = pending.left()
+        if held is None:
+            held = set(sick) if sick and not sender.may_purge else pending.topics
+        self._report.unanswered.update(held)
+        self._unanswered.keep(pending, held)
+        del self._senders[sender.is_exact]
+        self._sender = self._choose(0)
         self._count(why)
-        return set(topics)
-
-    def _replace(self, why: str) -> None:
-        """Goes on with a new sender. Records of the old one are on the wire only if it died with some pending."""
-        if why:
-            self._count(why)
-        self._sender = self._new_sender()
 
     def _count(self, why: str) -> None:
         self.rebuilds += 1
@@ -287,7 +300,8 @@ class Publisher:
 
     def serve(self) -> None:
         """Serves callbacks while there is nothing to send."""
-        self._sender.serve()
+        for sender in self._senders.values():
+            sender.serve()
 
     @property
     def words(self) -> str:

@@ -73,8 +73,7 @@ class Relay:
         """
         lanes = self._check_database()
         floors = Floors(lanes)
-        unanswered = Unanswered(floors)
-        brokers, publishers = self._new_publishers(unanswered)
+        brokers, unanswered, publishers = self._new_publishers(floors)
         failpoint("at_startup")
         health = self._start_health()
         self._catch_signals()
@@ -120,21 +119,26 @@ class Relay:
                 raise explain(error) from None
         return LANES
 
-    def _new_publishers(self, unanswered: Unanswered) -> tuple[Brokers, list[Publisher]]:
+    def _new_publishers(self, floors: Floors) -> tuple[Brokers, Unanswered, list[Publisher]]:
         """A producer for each worker. librdkafka checks its properties here, and nothing is connected yet."""
         daemon = self._settings.daemon
         try:
             brokers = Brokers(self._kafka)
-            return brokers, [
-                Publisher(
-                    self._kafka,
-                    brokers,
-                    unanswered,
-                    is_strict=lambda topic: self._settings.topic(topic).order == "strict",
-                    publish_timeout_seconds=daemon.publish_timeout_seconds,
-                )
-                for _ in range(daemon.units_in_flight)
-            ]
+            unanswered = Unanswered(floors, brokers)
+            return (
+                brokers,
+                unanswered,
+                [
+                    Publisher(
+                        self._kafka,
+                        brokers,
+                        unanswered,
+                        is_strict=lambda topic: self._settings.topic(topic).order == "strict",
+                        publish_timeout_seconds=daemon.publish_timeout_seconds,
+                    )
+                    for _ in range(daemon.units_in_flight)
+                ],
+            )
         except Exception as error:
             raise refused(error, self._kafka) from None
 

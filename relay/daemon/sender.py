@@ -1,8 +1,10 @@
 """One librdkafka producer, and everything that it says of the records it was given.
 
-librdkafka reports only failures here. That everything else was acknowledged is proven by the producer being empty, for
-what fails leaves a report behind. A report per row, served in Python, cost a tenth of the drain rate and proved the
-same. While a producer is not empty, its statistics tell for which topics a record is still on its way.
+There are two kinds. A fast sender has librdkafka report only failures. That everything else was acknowledged is proven
+by the producer being empty, for what fails leaves a report behind; while it is not, nothing tells which records are
+pending. (Its statistics leave out the queues of the brokers' threads.) An exact sender has a report for each record,
+served in Python, and knows the topics without an answer. That costs a tenth of the drain rate, and nothing that can be
+measured in small units.
 
 A record that may be on the wire must never be given up: an idempotent producer that goes on retrying appends each batch
 once and in order, even when the bytes of the first try arrive late, because the broker knows producer id and sequence.
@@ -19,9 +21,9 @@ Purged, timed out, or sent again by another producer, the same late bytes are ap
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -32,12 +34,14 @@ from relay.kafka_words import LastWords
 Failure = tuple[KafkaError, str | None, bytes | None, bytes | None]
 """An error, and the topic, key and value of the row that it hit: librdkafka tells no more."""
 
-STATISTICS_MS = 1000
 SUPPRESSED_SECONDS = 35.0
 """librdkafka repeats an identical connection error only every 30 seconds: one that was noted counts for that long."""
 
 LATE_SECONDS = 30.0
 """For so long after a lost connection its bytes may still reach a broker that does not know them as a repetition."""
+
+STABLE_SECONDS = 1.0
+"""For so long no record has been answered before those left are taken for the records of topics in trouble."""
 
 ENDED = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError.NETWORK_EXCEPTION}
 """After one of these a connection may have ended with records on it."""
@@ -47,9 +51,17 @@ class Sender:
     """A producer of one worker. Not thread-safe; whoever holds it may pass it on."""
 
     def __init__(
-        self, properties: Mapping[str, Any], *, batch_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        properties: Mapping[str, Any],
+        *,
+        batch_bytes: int,
+        is_exact: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self.is_exact = is_exact
+        self.answered: Counter[str | None] = Counter()
+        """Records with an outcome since `begin`, by topic. Only an exact sender counts those that were delivered."""
         self.words = LastWords(properties)
         self.batch_bytes = batch_bytes
         self.failures: list[Failure] = []
@@ -57,25 +69,29 @@ class Sender:
         """Whether librdkafka has given this producer up for good."""
         self._trouble_at: float | None = None
         self._purged_at: float | None = None
-        self._statistics = ""
         self._producer = Producer(
             {
                 **properties,
                 "batch.size": batch_bytes,
                 "message.timeout.ms": 0,
-                "statistics.interval.ms": STATISTICS_MS,
-                "delivery.report.only.error": True,
-                "on_delivery": self._on_failure,
+                **({} if is_exact else {"delivery.report.only.error": True}),
+                "on_delivery": self._on_report,
                 "error_cb": self._on_error,
-                "stats_cb": self._on_statistics,
                 "log_level": 0,
             }
         )
 
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
+    def begin(self) -> None:
+        """Forgets the outcomes of the last records. To be called while nothing is pending."""
+        self.failures.clear()
+        self.answered.clear()
+
+    def _on_report(self, error: KafkaError | None, message: Message) -> None:
         """Must not raise: that makes librdkafka lose its place."""
+        topic = message.topic()
+        self.answered[topic] += 1
         if error is not None:
-            self.failures.append((error, message.topic(), message.key(), message.value()))
+            self.failures.append((error, topic, message.key(), message.value()))
 
     def _on_error(self, error: KafkaError) -> None:
         """Having a callback also keeps librdkafka from writing to stderr."""
@@ -83,10 +99,6 @@ class Sender:
         self.is_dead = self.is_dead or error.fatal()
         if error.code() in ENDED:
             self._trouble_at = self._clock()
-
-    def _on_statistics(self, text: str) -> None:
-        """Keeps the text: reading it costs something, and is wanted seldom."""
-        self._statistics = text
 
     @property
     def pending(self) -> int:
@@ -140,6 +152,7 @@ class Sender:
         kafka_error = cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL)
         self.is_dead = self.is_dead or kafka_error.fatal() or kafka_error.code() == KafkaError._FATAL
         self.failures.append((kafka_error, row[3], row[4], row[7]))
+        self.answered[row[3]] += 1
         return True
 
     def flush(self, seconds: float) -> None:
@@ -181,24 +194,43 @@ class Sender:
             return 0.0
         return self._trouble_at + LATE_SECONDS
 
-    def forget_statistics(self) -> None:
-        """The next statistics that are seen are newer than this call."""
-        self.serve()
-        self._statistics = ""
 
-    def pending_topics(self) -> set[str] | None:
-        """Returns the topics with a pending record by the statistics since `forget_statistics`; None if none came.
+class Pending:
+    """The records of one unit that a sender has no outcome for, and the topics that they may belong to."""
 
-        Source: librdkafka, STATISTICS.md, `topics.partitions`.
+    def __init__(self, sender: Sender, rows: Sequence[Row], clock: Callable[[], float] = time.monotonic) -> None:
+        self.sender = sender
+        self._rows = Counter(row[3] for row in rows)
+        self._clock = clock
+        self._last = sender.pending
+        self._since = clock()
+
+    @property
+    def topics(self) -> set[str]:
+        """All topics of the unit."""
+        return set(self._rows)
+
+    def left(self) -> set[str] | None:
+        """Returns the topics with a record that has no outcome; None if that cannot be told."""
+        if not self.sender.is_exact:
+            return None if self.sender.pending else set()
+        return {topic for topic, rows in self._rows.items() if self.sender.answered[topic] < rows}
+
+    def is_partial(self) -> bool:
+        """Whether some topics have all their answers, and others do not."""
+        left = self.left()
+        return left is not None and left != self.topics
+
+    def only(self, sick: Collection[str]) -> bool:
+        """Whether nothing but records of these topics is left.
+
+        A fast sender can only guess: there are no more than the unit had for them, and for a while no other topic has
+        answered. That is no proof, so a record of another topic counts as unknown after that, never as delivered.
         """
-        if not self._statistics:
-            return None
-        topics = json.loads(self._statistics)["topics"]
-        return {
-            name
-            for name, topic in topics.items()
-            if any(
-                partition["msgq_cnt"] or partition["xmit_msgq_cnt"] or partition["msgs_inflight"]
-                for partition in topic["partitions"].values()
-            )
-        }
+        if (left := self.left()) is not None:
+            return left <= set(sick)
+        now = self._clock()
+        if self.sender.pending != self._last:
+            self._last, self._since = self.sender.pending, now
+        mine = sum(self._rows[topic] for topic in sick)
+        return 0 < self._last <= mine and now - self._since >= STABLE_SECONDS

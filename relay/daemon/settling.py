@@ -75,7 +75,7 @@ def find_stuck(store: Store, rows: Sequence[Row]) -> list[Row]:
         probes += 1
         if _can_remove(store, part):
             continue
-        if len(part) == 1 or probes + len(parts) >= PROBES_MAX:
+        if len(part) == 1 or probes + len(parts) + 2 > PROBES_MAX:
             stuck += part
             continue
         middle = len(part) // 2

@@ -10,65 +10,77 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
+from relay.daemon.brokers import Brokers, Inquiry
 from relay.daemon.floors import Floors
-from relay.daemon.sender import Sender
+from relay.daemon.sender import Pending
+
+INQUIRE_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Kept:
+    """One kept sender, with the topics that are held for it."""
+
+    pending: Pending
+    topics: set[str]
+    inquiry: Inquiry | None = None
+    inquire_at: float = 0.0
+
+    def is_needed(self, now: float) -> bool:
+        """Whether a record, or a late copy of one, may still be appended."""
+        return bool(self.pending.sender.pending) or now < self.pending.sender.late_until
+
+    def narrow(self, brokers: Brokers, now: float) -> None:
+        """Lets go of topics whose records all have an outcome, as far as the sender tells."""
+        if (left := self.pending.left()) is not None:
+            self.topics &= left
+            return
+        if self.inquiry is None and now >= self.inquire_at:
+            self.inquiry = brokers.inquire(self.topics)
+        if self.inquiry is None or (sick := self.inquiry.answer()) is None:
+            return
+        if self.pending.only(sick):
+            self.topics &= sick.keys()
+        self.inquiry, self.inquire_at = None, now + INQUIRE_SECONDS
 
 
 class Unanswered:
     """The kept senders of one process. Every method may be called from any thread."""
 
-    def __init__(self, floors: Floors, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, floors: Floors, brokers: Brokers, clock: Callable[[], float] = time.monotonic) -> None:
         self._floors = floors
+        self._brokers = brokers
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept: list[tuple[Sender, set[str]]] = []
+        self._kept: list[Kept] = []
 
-    def keep(self, sender: Sender, topics: Collection[str]) -> None:
-        """Takes a sender over. From here on its topics are held, so call this before their lanes are free."""
-        sender.forget_statistics()
+    def keep(self, pending: Pending, topics: Collection[str]) -> None:
+        """Takes a sender over. From here on the topics are held, so call this before their lanes are free."""
         with self._lock:
-            self._kept.append((sender, set(topics)))
-            self._hold()
+            self._kept.append(Kept(pending, set(topics)))
+            self._floors.hold(self._held())
 
     def serve(self) -> set[str]:
         """Serves what is kept; returns the topics that are free again."""
         with self._lock:
-            before = self._held()
-            for sender, topics in self._kept:
-                _serve(sender, topics)
-            now = self._clock()
-            self._kept = [(sender, topics) for sender, topics in self._kept if _is_needed(sender, now)]
-            if before - self._held():
-                self._hold()
-            return before - self._held()
+            if not self._kept:
+                return set()
+            before, now = self._held(), self._clock()
+            for kept in self._kept:
+                kept.pending.sender.serve()
+                # After a late copy became possible, outcomes no longer say that nothing can come.
+                if not kept.pending.sender.late_until:
+                    kept.narrow(self._brokers, now)
+            self._kept = [kept for kept in self._kept if kept.is_needed(now)]
+            after = self._held()
+            if after != before:
+                self._floors.hold(after)
+            return before - after
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    @property
-    def topics(self) -> set[str]:
-        """The topics that are held."""
-        with self._lock:
-            return self._held()
-
     def _held(self) -> set[str]:
-        return set().union(*(topics for _, topics in self._kept))
-
-    def _hold(self) -> None:
-        self._floors.hold(self._held())
-
-
-def _serve(sender: Sender, topics: set[str]) -> None:
-    """Lets go of the topics that have no pending record any more, by the sender's own statistics."""
-    sender.serve()
-    if sender.late_until:
-        # Its outcomes no longer say that no other copy can come.
-        return
-    if (pending := sender.pending_topics()) is not None:
-        topics &= pending
-        sender.forget_statistics()
-
-
-def _is_needed(sender: Sender, now: float) -> bool:
-    return bool(sender.pending) or now < sender.late_until
+        return set().union(*(kept.topics for kept in self._kept))

@@ -266,7 +266,6 @@ class Worker:
     def _pause_topic(self, topic: str, reason: str) -> None:
         """Leaves a topic alone that cannot be written."""
         self._state.problems[f"topic {topic}"] = f"RLY-702: the topic cannot be written: {reason}"
-        self._brokers.forget(topic)
         if self._floors.pause(topic, self._state.clock() + self._daemon.topic_retry_seconds):
             hint = "create the topic, grant Write on it, or bring its brokers back; its events wait"
             self._log.error("topic.paused", topic=topic, code="RLY-702", reason=reason, hint=hint)

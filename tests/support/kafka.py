@@ -262,6 +262,13 @@ class KafkaCluster:
         self._until(f"topic {name} is created", lambda: self._has_created(topic))
         self._until(f"topic {name} has its replicas", lambda: self._is_served(name, partitions))
 
+    def create_topic_on(self, name: str, replicas: list[list[int]], config: Mapping[str, str] = NOTHING) -> None:
+        """As `create_topic`, with the brokers of each partition by index, the leader first."""
+        assignment = [[index + 1 for index in partition] for partition in replicas]
+        topic = NewTopic(name, len(replicas), replica_assignment=assignment, config=dict(config))
+        self._until(f"topic {name} is created", lambda: self._has_created(topic))
+        self._until(f"topic {name} has its replicas", lambda: self._is_served(name, len(replicas)))
+
     def _has_created(self, topic: NewTopic) -> bool:
         """One try, with a new client if need be: one may wait for minutes for a controller that has moved."""
         try:
