@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,9 +18,11 @@ from confluent_kafka import Producer
 from relay.demo import postgres as embedded
 from relay.demo.postgres import EmbeddedPostgres, PostgresError
 from tests.support.kafka import KafkaCluster
+from tests.support.nemesis import end_sessions
 from tests.support.postgres import bare_database, drop_database, private_server
 from tests.support.proxy import TcpProxy
-from tests.support.topic import read_topic
+from tests.support.scenario import ask
+from tests.support.topic import count_records, read_topic
 
 
 @pytest.fixture
@@ -332,6 +334,22 @@ def test_a_topic_is_read_whole(kafka, topic):
     records = read_topic(kafka.bootstrap, topic)
     assert sorted(int(record.event_id or -1) for record in records) == list(range(2_000))
     assert {record.key for record in records} == {b"key %d" % number for number in range(5)}
+
+
+def test_records_are_counted_whatever_has_become_of_them(kafka, topic):
+    assert count_records(kafka.bootstrap, topic) == 0
+    send(kafka.bootstrap, topic, 300)
+    assert count_records(kafka.bootstrap, topic) == 300
+
+
+def test_the_sessions_of_relays_are_ended_and_no_others(bare):
+    names = ["relay worker 0 one-1", "relay watch one-1", "relay worker 0 two-2", "application"]
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(psycopg.connect(bare, autocommit=True, application_name=name))
+        assert end_sessions(bare) == 3
+        left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY (%s)"
+        assert eventually(lambda: ask(bare, left, names) == 1)
 
 
 @pytest.mark.faults
