@@ -84,6 +84,8 @@ CODES: dict[str, str] = {
     "RLY-812": "a topic takes less than the outbox",
     "RLY-813": "a topic has too few replicas to be written",
     "RLY-814": "a topic keeps too few copies",
+    "RLY-815": "the database has another encoding than UTF-8",
+    "RLY-816": "the ids of events do not count up",
     "RLY-901": "a value cannot be written by its codec",
     "RLY-902": "a class has no codec",
     "RLY-903": "the shared tier is set up in a way that cannot work",

@@ -7,8 +7,12 @@ from dataclasses import asdict
 
 import click
 
+from relay.cli.doctor import lines_of
 from relay.cli.main import open_database, settings
 from relay.config import require_database
+from relay.daemon.diagnosis.finding import Finding
+from relay.daemon.diagnosis.foundations import foundations
+from relay.database import Connection, explain
 from relay.errors import ConfigError
 from relay.schema.grants import grants as grants_sql
 from relay.schema.install import require_version
@@ -36,12 +40,36 @@ def upgrade(as_json: bool) -> None:
 @db.command(short_help="Say whether the schema fits this version of Relay.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def check(as_json: bool) -> None:
-    """Say whether the schema fits this version of Relay: exit code 0, or 4 with the reason."""
+    """Say whether the schema fits this version of Relay: exit code 0, or 4 with the reason.
+
+    Also looks at what a restore or a switch to another server may have left behind: the encoding, and whether ids still
+    count up; exit code 1 if they do not.
+    """
     with open_database("db check") as connection:
         found = require_version(connection).version
+        looked = _foundations(connection)
     if as_json:
-        click.echo(json.dumps({"version": found, "written_for": VERSION}))
-    elif found == VERSION:
+        click.echo(json.dumps({"version": found, "written_for": VERSION, "findings": [asdict(one) for one in looked]}))
+    else:
+        _say_version(found)
+        wrong = [one for one in looked if one.state in ("warning", "failed")]
+        if wrong:
+            click.echo("\n".join(line for one in wrong for line in lines_of(one)))
+    if any(one.state == "failed" for one in looked):
+        raise SystemExit(1)
+
+
+def _foundations(connection: Connection) -> list[Finding]:
+    import psycopg
+
+    try:
+        return foundations(connection)
+    except psycopg.Error as error:
+        raise explain(error) from None
+
+
+def _say_version(found: int) -> None:
+    if found == VERSION:
         click.echo(f"schema relay: version {found}, as needed")
     elif found < VERSION:
         click.echo(f"schema relay: version {found}, which will do; `relay db upgrade` takes it to {VERSION}")

@@ -39,7 +39,7 @@ def doctor(as_json: bool) -> None:
 
 def as_text(findings: list[Finding]) -> str:
     """For a person, 80 columns wide: one line for what is well, three or so for what is not."""
-    lines = [line for finding in _gathered(findings) for line in _lines(finding)]
+    lines = [line for finding in _gathered(findings) for line in lines_of(finding)]
     counts = Counter(finding.state for finding in findings)
     summary = ", ".join(f"{counts[state]} {state}" for state in ("ok", "warning", "failed", "unknown") if counts[state])
     return "\n".join([*lines, "", summary])
@@ -58,7 +58,8 @@ def _gathered(findings: list[Finding]) -> list[Finding]:
     return gathered
 
 
-def _lines(finding: Finding) -> list[str]:
+def lines_of(finding: Finding) -> list[str]:
+    """One finding for a person, 80 columns wide."""
     subject = f"{finding.subject}: " if finding.subject else ""
     code = f" ({finding.code})" if finding.code else ""
     head = f"{finding.state:8} {finding.check:13} "

@@ -9,6 +9,7 @@ import threading
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from relay.daemon import parked as desk
 from relay.daemon.floors import Floors
@@ -468,3 +469,20 @@ def test_retries_among_writers_and_relays_lose_nothing_and_keep_the_order(any_da
         assert published[key] == [f"{n:05}" for n in range(written[key])]
         assert written[key] > 10
     assert counted(writer)
+
+
+@pytest.mark.parametrize("style", ["SQL, DMY", "German", "Postgres, MDY"])
+def test_times_are_read_whatever_form_the_database_gives_them(any_database, style):
+    """The list, one event and the state, where dates are shown in another form by default."""
+    name = sql.Identifier(any_database.rpartition("/")[2])
+    with psycopg.connect(any_database, autocommit=True) as owner:
+        owner.execute(sql.SQL("ALTER DATABASE {} SET DateStyle = {}").format(name, sql.Literal(style)))
+        owner.execute(sql.SQL("ALTER DATABASE {} SET IntervalStyle = 'sql_standard'").format(name))
+        parked = emit(owner, "k", "x")
+        park(owner, parked)
+    settings = {"RELAY_DATABASE_URL": any_database}
+    for arguments in (["list"], ["show", str(parked)], ["retry", str(parked)]):
+        said = relay("parked", *arguments, settings=settings)
+        assert said.returncode == 0, said.stderr
+    for command in (("status",), ("top", "--once"), ("explain", "--key", "k"), ("capture", "list")):
+        assert relay(*command, settings=settings).returncode == 0

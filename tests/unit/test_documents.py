@@ -199,10 +199,10 @@ def test_the_fields_of_retry_drop_config_and_check_are_documented():
     assert documented("## relay config", "## relay completion") == set(CONFIG.Line._fields)
     assert documented("generated: cli db upgrade", "generated: cli db check") == {"steps"}
     assert 'json.dumps({"steps": steps})' in inspect.getsource(COMMANDS["relay db upgrade"])
-    assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for"}
+    assert documented("generated: cli db check", "generated: cli db revision") == {"version", "written_for", "findings"}
     revision = {spec.name for spec in fields(Revision)} | {"env_py_needs"}
     assert documented("generated: cli db revision", "generated: cli db sql") == revision
-    assert 'json.dumps({"version": found, "written_for": VERSION})' in inspect.getsource(COMMANDS["relay db check"])
+    assert '{"version": found, "written_for": VERSION, "findings": ' in inspect.getsource(COMMANDS["relay db check"])
 
 
 def test_the_fields_of_the_shared_tier_are_documented():

@@ -19,6 +19,7 @@ import psycopg
 from relay.config import Settings
 from relay.daemon import queries
 from relay.daemon.diagnosis.finding import Finding, failed, ok, refused, unknown, warning
+from relay.daemon.diagnosis.foundations import encoding, sequence
 from relay.daemon.relay import CLAIM_RIGHTS, CLAIM_RIGHTS_NAMES
 from relay.database import Connection, connect, explain
 from relay.errors import RelayError, UnreachableError
@@ -323,9 +324,11 @@ CHECKS: tuple[tuple[str, Callable[[Look, Connection], Iterable[Finding]]], ...] 
     ("database", _server),
     ("encryption", _encryption),
     ("primary", _primary),
+    ("encoding", lambda _look, connection: encoding(connection)),
     ("schema", _schema),
     ("grants", _grants),
     ("lanes", _lanes),
+    ("sequence", lambda _look, connection: sequence(connection)),
     ("pooler", _pooler),
     ("clock", _clock),
     ("timeouts", _timeouts),
