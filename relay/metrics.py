@@ -1,15 +1,63 @@
-"""Metrics, in Prometheus' terms: base units, no label that grows with the data."""
+"""Metrics, in Prometheus' terms: base units, no label that grows with the data.
+
+Counters and histograms are kept by those who count. Gauges are read when they are scraped, and absent where nothing is
+known: a gauge that somebody set would go on saying it long after it was true.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Reading(NamedTuple):
+    """One gauge."""
+
+    name: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+READINGS = (
+    Reading("relay_backlog_events", "Events in the outbox, by topic; of 100,000 rows at most.", ("topic",)),
+    Reading("relay_oldest_event_age_seconds", "Age of the oldest event in the outbox, 0 if it is empty."),
+    Reading("relay_parked_now_events", "Events that are parked now."),
+    Reading("relay_paused_topics", "Topics that cannot be written at present."),
+    Reading("relay_kafka_up", "1 while Kafka answers, 0 while it does not; absent until it was asked."),
+    Reading("relay_database_up", "1 while the database answers."),
+    Reading("relay_asleep", "1 while the relay waits for a commit to wake it."),
+    Reading("relay_heartbeat_timestamp_seconds", "When the loop last turned."),
+)
+
+
+class Readings(Collector):
+    """All gauges, read at once for each scrape."""
+
+    def __init__(self) -> None:
+        self.source: Callable[[], Mapping[str, Mapping[tuple[str, ...], float]]] = dict
+        """Values by labels, by name. What is absent in it is absent in the answer."""
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges without their values."""
+        for name, meaning, labels in READINGS:
+            yield GaugeMetricFamily(name, meaning, labels=labels)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges of this moment."""
+        values = self.source()
+        for family in self.describe():
+            for labels, value in values.get(family.name, {}).items():
+                family.add_metric(labels, value)
+            yield family
 
 
 class Metrics:
@@ -26,6 +74,9 @@ class Metrics:
             ["policy"],
             registry=r,
         )
+        # A series that begins with its first event has not increased by it, as Prometheus sees it.
+        for policy in ("park", "block", "topic"):
+            self.parked_total.labels(policy)
         self.possible_repeats = Counter(
             "relay_possible_repeats_total",
             "Events that may be published again: sent, and not settled.",
@@ -40,14 +91,8 @@ class Metrics:
         self.floor_breaches = Counter(
             "relay_floor_breaches_total", "Rows found below a proven floor. Must stay zero.", registry=r
         )
-        self.backlog = Gauge("relay_backlog_events", "Events in the outbox, sampled, by topic.", ["topic"], registry=r)
-        self.oldest = Gauge("relay_oldest_event_age_seconds", "Age of the oldest event in the outbox.", registry=r)
-        self.parked = Gauge("relay_parked_now_events", "Events that are parked now.", registry=r)
-        self.paused_topics = Gauge("relay_paused_topics", "Topics that cannot be written at present.", registry=r)
-        self.kafka_up = Gauge("relay_kafka_up", "1 while Kafka answers.", registry=r)
-        self.database_up = Gauge("relay_database_up", "1 while the database answers.", registry=r)
-        self.asleep = Gauge("relay_asleep", "1 while the relay waits for a commit to wake it.", registry=r)
-        self.heartbeat = Gauge("relay_heartbeat_timestamp_seconds", "When the loop last turned.", registry=r)
+        self.readings = Readings()
+        r.register(self.readings)
         self.unit_rows = Histogram(
             "relay_unit_events",
             "Events of a unit.",

@@ -43,6 +43,11 @@ class Floors:
             left_alone = [*self._paused, *(self._held - self._paused.keys())]
             return View(list(floors), self._horizon.proven, dict(self._horizon.pins), left_alone, self._epoch)
 
+    def whole_view(self) -> View:
+        """A consistent copy, for looks that leave no topic alone."""
+        with self._lock:
+            return View(list(self._floors), self._horizon.proven, dict(self._horizon.pins), [], self._epoch)
+
     def raise_to(self, view: View, first_live: Mapping[int, int | None]) -> None:
         """Takes in what a look under the lanes' locks has shown: the first row at or above the floor, by lane."""
         with self._lock:

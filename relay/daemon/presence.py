@@ -52,7 +52,6 @@ class Presence:
         if is_new:
             self._state.kafka_lost_at = self._state.clock()
             self._metrics.kafka_losses.inc()
-            self._metrics.kafka_up.set(0)
             hint = "events wait in the outbox; nothing is lost or parked"
             self._log.error("kafka.lost", code="RLY-701", reason=cause, hint=hint)
 
@@ -62,9 +61,13 @@ class Presence:
             was_lost, self._is_lost = self._is_lost, False
             self._state.kafka_up = True
             self._state.problems.pop("kafka", None)
-        self._metrics.kafka_up.set(1)
         if was_lost:
             self._log.info("kafka.back", away_s=round(self._state.clock() - self._state.kafka_lost_at, 1))
+
+    @property
+    def is_up(self) -> bool | None:
+        """Whether Kafka is there; None until it was asked."""
+        return True if self._state.kafka_up else False if self._is_lost else None
 
     @property
     def lost_for(self) -> float:

@@ -139,7 +139,7 @@ FROM relay.outbox GROUP BY topic"""
 
 # outbox_pkey, one probe per lane: the age of the oldest event of each lane's head.
 OLDEST: LiteralString = """\
-SELECT coalesce(max(extract(epoch FROM clock_timestamp() - head.created_at)), 0)::float8
+SELECT greatest(max(extract(epoch FROM clock_timestamp() - head.created_at)), 0)::float8
 FROM relay.lane AS l CROSS JOIN LATERAL (
     SELECT o.created_at FROM relay.outbox AS o
     WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1] ORDER BY o.id LIMIT 1) AS head"""

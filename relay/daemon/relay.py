@@ -24,6 +24,7 @@ from relay.daemon.lanes import LaneBook
 from relay.daemon.presence import Presence
 from relay.daemon.properties import refused
 from relay.daemon.publisher import Publisher
+from relay.daemon.sampler import WAIT_SECONDS, Figure, Sampler
 from relay.daemon.sight import LANES, hidden
 from relay.daemon.state import State
 from relay.daemon.store import Store
@@ -71,16 +72,19 @@ class Relay:
             RelayError: a setting, the schema or a grant is wrong, or the database cannot be reached at the start; or a
                 drain could not be done.
         """
-        lanes = self._check_database()
-        floors = Floors(lanes)
+        self._check_database()
+        floors = Floors(LANES)
         brokers, unanswered, publishers = self._new_publishers(floors)
         failpoint("at_startup")
+        presence = Presence(brokers, self.state, self.metrics, self._log)
+        sampler = Sampler(lambda: self._connect("sample", at_most=WAIT_SECONDS), floors)
+        self.metrics.readings.source = lambda: {**sampler.figures(), **readings(self.state, presence, floors)}
         health = self._start_health()
         self._catch_signals()
-        workers = self._start_workers(brokers, publishers, unanswered, floors, lanes)
+        workers = self._start_workers(brokers, presence, publishers, unanswered, floors)
         self.state.started = True
         self._log.info(
-            "relay.started", instance=self.instance, version=__version__, lanes=lanes,
+            "relay.started", instance=self.instance, version=__version__, lanes=LANES,
             librdkafka=confluent_kafka.libversion()[0], http=health.port if health else None,
         )  # fmt: skip
         self._wait(workers, unanswered)
@@ -91,17 +95,17 @@ class Relay:
             raise self.state.failure
         return 1 if self._failed else 0
 
-    def _connect(self, part: str) -> Connection:
+    def _connect(self, part: str, at_most: float = float("inf")) -> Connection:
         database = self._settings.database
         return connect(
             self._url,
             f"relay {part} {self.instance}",
-            connect_timeout_seconds=database.connect_timeout_seconds,
-            deadline_seconds=database.deadline_seconds,
+            connect_timeout_seconds=min(at_most, database.connect_timeout_seconds),
+            deadline_seconds=min(at_most, database.deadline_seconds),
         )
 
-    def _check_database(self) -> int:
-        """Refuses to start on a schema or with rights that do not fit; returns the number of lanes."""
+    def _check_database(self) -> None:
+        """Refuses to start on a schema or with rights that do not fit."""
         with self._connect("start") as connection:
             require_version(connection)
             try:
@@ -117,7 +121,6 @@ class Relay:
                     raise problem
             except psycopg.Error as error:
                 raise explain(error) from None
-        return LANES
 
     def _new_publishers(self, floors: Floors) -> tuple[Brokers, Unanswered, list[Publisher]]:
         """A producer for each worker. librdkafka checks its properties here, and nothing is connected yet."""
@@ -143,10 +146,14 @@ class Relay:
             raise refused(error, self._kafka) from None
 
     def _start_workers(
-        self, brokers: Brokers, publishers: list[Publisher], unanswered: Unanswered, floors: Floors, lanes: int
+        self,
+        brokers: Brokers,
+        presence: Presence,
+        publishers: list[Publisher],
+        unanswered: Unanswered,
+        floors: Floors,
     ) -> list[threading.Thread]:
         daemon = self._settings.daemon
-        presence = Presence(brokers, self.state, self.metrics, self._log)
         common: dict[str, Any] = {
             "brokers": brokers, "floors": floors, "settings": self._settings,
             "state": self.state, "metrics": self.metrics, "log": self._log,
@@ -158,7 +165,7 @@ class Relay:
                 floors,
                 rows_max=daemon.rows_max,
                 bytes_max=daemon.bytes_max,
-                lanes_max=min(daemon.lanes_max, max(1, lanes // 2)),
+                lanes_max=min(daemon.lanes_max, LANES // 2),
                 takeover_seconds=daemon.takeover_seconds,
             )
 
@@ -171,7 +178,7 @@ class Relay:
             ).run
 
         watch = Watch(
-            open_connection=lambda: self._connect("watch"), lanes=lanes, unanswered=unanswered, drain=self._drain,
+            open_connection=lambda: self._connect("watch"), lanes=LANES, unanswered=unanswered, drain=self._drain,
             **common,
         )  # fmt: skip
         workers = [self._thread(f"worker-{i}", worker(i)) for i in range(len(publishers))]
@@ -244,3 +251,17 @@ class Relay:
         works = state.database_up and state.kafka_up and state.schema_ok
         ready = state.started and works and not state.stop.is_set()
         return answer_json(ready, {"ready": ready, "stopping": state.stop.is_set(), "problems": dict(state.problems)})
+
+
+def readings(state: State, presence: Presence, floors: Floors) -> dict[str, Figure]:
+    """The gauges of what this process knows by itself, at this moment."""
+    known: dict[str, float | None] = {
+        "relay_kafka_up": presence.is_up,
+        "relay_database_up": state.database_up,
+        "relay_paused_topics": len(floors.paused()),
+        "relay_asleep": state.asleep.is_set(),
+        "relay_heartbeat_timestamp_seconds": time.time() - (state.clock() - state.heartbeat)
+        if state.heartbeat
+        else None,
+    }
+    return {name: {(): float(value)} for name, value in known.items() if value is not None}

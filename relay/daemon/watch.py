@@ -1,4 +1,4 @@
-"""What goes on beside the workers, on one connection of its own: wake-ups, the horizon, samples, paused topics.
+"""What goes on beside the workers, on one connection of its own: wake-ups, the horizon, paused topics.
 
 Waking up. Polling is the truth; a notification is a hint. A notification in every commit would serialise commits (up to
 80 % of a database's insert rate), so writers notify only while a relay sleeps. The sleeper holds an advisory lock
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Callable
 from typing import Any, LiteralString
 
@@ -43,7 +42,6 @@ from relay.metrics import Metrics
 
 TICK_SECONDS = 1.0
 BUSY_TICK_SECONDS = 0.1
-SAMPLE_SECONDS = 10.0
 RESCAN_SECONDS = 10.0
 DROWSY_SECONDS = 1.0
 """How long there must have been nothing to do before the relay tries to sleep."""
@@ -78,7 +76,6 @@ class Watch:
         self._state = state
         self._metrics = metrics
         self._log = log
-        self._next_sample = 0.0
         self._next_rescan = 0.0
         self._rescan_lane = 0
         self._holds_lock = False
@@ -116,7 +113,6 @@ class Watch:
     def _step(self, connection: Connection) -> None:
         """One turn, a second at most."""
         now = self._state.clock()
-        self._metrics.heartbeat.set(time.time() - (now - self._state.heartbeat))
         self._look_at_topics(now)
         self._look_for_all(connection)
         # A sleeper observes nothing. What a long writer keeps back would stay below the floors after its commit until
@@ -148,7 +144,6 @@ class Watch:
                 return False
         if not self._state.asleep.is_set():
             self._state.asleep.set()
-            self._metrics.asleep.set(1)
             # What was committed before the lock was had has not been announced: look once more.
             self._state.ring()
         return True
@@ -175,7 +170,6 @@ class Watch:
     def _wake_up(self, connection: Connection | None = None) -> None:
         """Lets writers be silent again. Without a connection the lock has gone with it."""
         self._state.asleep.clear()
-        self._metrics.asleep.set(0)
         if self._is_bounded and connection is not None:
             connection.execute(queries.AWAKE, {"holds_lock": self._holds_lock})
             self._is_bounded = False
@@ -213,7 +207,7 @@ class Watch:
             self._log.warning("database.pooled", code="RLY-803", hint=hint)
 
     def _observe(self, connection: Connection, now: float) -> None:
-        """The horizon at every turn; the net below the floors and the counts now and then."""
+        """The horizon at every turn; the net below the floors now and then."""
         epoch = self._floors.view().epoch
         last_id = self._all(connection, queries.LAST_ID)[0][0]
         # A statement of its own, after the first: the order is the proof.
@@ -223,9 +217,6 @@ class Watch:
         if now >= self._next_rescan:
             self._next_rescan = now + RESCAN_SECONDS
             self._rescan(connection)
-        if now >= self._next_sample:
-            self._next_sample = now + SAMPLE_SECONDS
-            self._sample(connection)
 
     def _rescan(self, connection: Connection) -> None:
         """Looks below the floor of one lane, where nothing may be."""
@@ -244,14 +235,6 @@ class Watch:
             self._metrics.floor_breaches.inc()
             self._log.error("floor.breached", lane=lane, below=view.floors[lane] - found)
 
-    def _sample(self, connection: Connection) -> None:
-        floors = self._floors.view().floors
-        self._metrics.oldest.set(self._all(connection, queries.OLDEST, {"floors": floors})[0][0])
-        self._metrics.parked.set(self._all(connection, queries.PARKED_COUNT)[0][0])
-        self._metrics.backlog.clear()
-        for topic, count in self._all(connection, queries.BACKLOG_ESTIMATE):
-            self._metrics.backlog.labels(topic).set(count)
-
     def _look_at_topics(self, now: float) -> None:
         """Takes topics up again that can be written now, or whose records all have an outcome."""
         for topic in self._unanswered.serve():
@@ -263,7 +246,6 @@ class Watch:
                 self._resumed(topic)
             else:
                 self._floors.pause(topic, now + self._settings.daemon.topic_retry_seconds)
-        self._metrics.paused_topics.set(len(self._floors.paused()))
 
     def _resumed(self, topic: str) -> None:
         if topic in self._floors.view().paused:

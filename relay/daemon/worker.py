@@ -344,7 +344,6 @@ class Worker:
             self._lost_at = self._state.clock()
             self._state.database_up = False
             self._metrics.database_losses.inc()
-            self._metrics.database_up.set(0)
             self._state.problems["database"] = str(reason)
             self._log.error("database.lost", code=reason.code, reason=reason.message)
 
@@ -353,5 +352,4 @@ class Worker:
             self._log.info("database.back", away_s=round(self._state.clock() - self._lost_at, 1))
         self._lost_at, self._losses = 0.0, 0
         self._state.database_up = True
-        self._metrics.database_up.set(1)
         self._state.problems.pop("database", None)

@@ -20,7 +20,7 @@ from relay.cache.prometheus import PREFIX
 from relay.cli.main import cli
 from relay.config import SECTIONS, SHORT, Topic
 from relay.kafka_properties import KAFKA_DEFAULTS, KAFKA_GUARDED, KAFKA_OURS, KAFKA_RANGES
-from relay.metrics import Metrics
+from relay.metrics import READINGS, Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -144,6 +144,7 @@ def metrics() -> str:
             continue
         name = metric._name + ("_total" if kind == "counter" else "")
         rows.append((f"`{name}`", kind, ", ".join(metric._labelnames), metric._documentation))
+    rows += [(f"`{name}`", "gauge", ", ".join(labels), meaning) for name, meaning, labels in READINGS]
     return table(("metric", "kind", "labels", "means"), rows)
 
 
