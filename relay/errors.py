@@ -26,7 +26,7 @@ CODES: dict[str, str] = {
     "RLY-105": "the action is invalid",
     "RLY-106": "a header name is invalid or reserved",
     "RLY-107": "a header value is invalid",
-    "RLY-108": "one transaction locks too many keys",
+    "RLY-108": "one transaction locks too many keys (before schema version 3)",
     "RLY-109": "the key has the wrong type",
     "RLY-110": "the payload has the wrong type",
     "RLY-111": "the session is of an unknown kind",

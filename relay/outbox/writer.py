@@ -112,14 +112,14 @@ def emit_many(
 
     Args:
         lock_keys: False where the transaction already holds the locks of the entities' rows, of all writers of these
-            keys: those locks keep the order then. With True at most 1,000 keys can be locked in one transaction,
-            because all sessions of the server share the room for such locks.
+            keys: those locks keep the order then. With True any number of keys can be locked: beyond 1,000 by
+            rows of a table, because all sessions of the server share the room for other locks.
 
     Returns:
         The events' ids, in the order of the events.
 
     Raises:
-        EventError: as `emit`, and RLY-108 for too many keys. None of the events was written.
+        EventError: as `emit`. None of the events was written.
         SchemaError, GrantError: as `emit`.
     """
     trace = current_trace()

@@ -11,7 +11,7 @@ OLDEST_SCHEMA = 1
 """The oldest schema version that this code works with, so that it may be rolled out before the schema is upgraded."""
 
 LOCK_ID = 7236835
-"""Advisory lock that lets one upgrade run at a time (the ids 7236835 to 7236837 belong to Relay)."""
+"""Advisory lock that lets one upgrade run at a time (the ids 7236835 to 7236838 belong to Relay)."""
 
 BASE = """\
 CREATE SCHEMA IF NOT EXISTS relay;

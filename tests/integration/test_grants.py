@@ -97,6 +97,9 @@ NEVER = (
     "INSERT INTO relay.schema_version (version, oldest_code) VALUES (99, 1)",
     "DELETE FROM relay.schema_version",
     "SELECT relay.count_locks(0, 0)",
+    "SELECT relay.escalate()",
+    "SELECT relay.lock_by_row(1)",
+    "INSERT INTO relay.key_lock VALUES (1, '1', NULL)",
 )
 
 

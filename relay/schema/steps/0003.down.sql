@@ -95,6 +95,50 @@ BEGIN
     RETURN packed;
 END $$;
 
+CREATE OR REPLACE FUNCTION relay.count_locks(taken integer, coming integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    kept integer := nullif(current_setting('relay.key_locks', true), '');
+    locks integer := kept + taken + coming;
+BEGIN
+    IF kept IS NULL THEN
+        -- objsubid 1 is a lock by one bigint, as ours are. Those of the application take room all the same.
+        SELECT count(*) + coming INTO locks FROM pg_locks
+        WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1 AND mode = 'ExclusiveLock';
+    END IF;
+    IF locks > 1000 THEN
+        RAISE EXCEPTION 'RLY-108: more than 1000 keyed events of one transaction lock their keys'
+            USING ERRCODE = 'RL108', HINT = 'Use relay.touch, which has no such limit, emit in several '
+                'transactions, or lock the entities'' rows first and use relay.emit_many with lock_keys => false.';
+    END IF;
+    IF kept IS NOT NULL OR taken > 0 THEN
+        PERFORM set_config('relay.key_locks', locks::text, true);
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION relay.emit_many(topics text[], keys text[], payloads bytea[], headers jsonb[],
+                                lock_keys boolean DEFAULT true) RETURNS uuid[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    distinct_keys text[];
+    one text;
+    appended uuid[];
+BEGIN
+    IF lock_keys THEN
+        SELECT array_agg(k ORDER BY k COLLATE "C") INTO distinct_keys
+        FROM (SELECT DISTINCT k FROM unnest(keys) AS k WHERE k IS NOT NULL) AS d;
+        -- Counted before they are taken: it is too late once the room is used up.
+        PERFORM relay.count_locks(0, coalesce(cardinality(distinct_keys), 0));
+        FOREACH one IN ARRAY coalesce(distinct_keys, '{}') LOOP
+            PERFORM pg_advisory_xact_lock(hashtextextended(one, 7236837));
+        END LOOP;
+    END IF;
+    SELECT array_agg(relay.append_event(e.topic, e.key, e.payload, e.header, NULL, false) ORDER BY e.position)
+    INTO appended
+    FROM (SELECT * FROM unnest(topics, keys, payloads, headers)
+          WITH ORDINALITY AS u (topic, key, payload, header, position) ORDER BY position) AS e;
+    RETURN appended;
+END $$;
+
 CREATE OR REPLACE FUNCTION relay.append_event(topic text, key text, payload bytea, headers jsonb, kind text, lock_key boolean)
 RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -505,4 +549,5 @@ DROP FUNCTION relay.park(smallint[], bigint[], text, boolean, text, text, intege
     relay.refuse_unpark(boolean), relay.is_readable(text), relay.wake(), relay.refuse_key(),
     relay.capture_foreign(regclass, text[]),
     relay.write_captured(regclass, text, text, text, text[], boolean, boolean, text[], text);
-DROP TABLE relay.returned, relay.floor;
+DROP TABLE relay.returned, relay.floor, relay.key_lock;
+DROP FUNCTION relay.escalate(), relay.lock_by_row(bigint), relay.release_keys();

@@ -103,6 +103,9 @@ BEGIN
     -- for the unit of the relay that holds it, in a queue that the relay cannot overtake. Relays wait for no key.
     IF event.key IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended(event.key, 7236837));
+        IF NOT (pg_try_advisory_lock(7236838) AND pg_advisory_unlock(7236838)) THEN
+            PERFORM relay.lock_by_row(hashtextextended(event.key, 7236837));
+        END IF;
         PERFORM 1 FROM relay.entity_version AS v
         WHERE v.entity = split_part(event.key, ':', 1) AND v.id = substr(event.key, strpos(event.key, ':') + 1)
         FOR UPDATE;
@@ -256,7 +259,143 @@ BEGIN
     RETURN packed;
 END $$;
 
--- As step 1 has it, and see relay.lock_by_row. The expressions are as few as they were.
+-- Locks of keys that take no room in the server's table of locks: one row is one key that an open transaction has
+-- locked. A transaction removes its rows as it commits; until it has ended they are in the way of whoever inserts the
+-- same.
+CREATE TABLE relay.key_lock (
+    hash     bigint PRIMARY KEY,
+    owner    xid8 NOT NULL,
+    releases text CHECK (releases IN ('this', 'all'))
+);
+COMMENT ON COLUMN relay.key_lock.releases IS 'what is removed for this row at commit: itself, or all rows of its owner';
+
+-- How keys are locked
+--
+-- Writers of one key wait for each other, and draw the ids of its events after that. An advisory lock of the key's hash
+-- does it at the least cost, but it takes a slot of a table that all sessions of the server share, about 6,400 as
+-- Postgres is installed. So a transaction that has locked 1,000 keys ESCALATES: it locks further keys by rows of
+-- relay.key_lock. Such locks hold for one key each, as the others do: two imports of different keys do not meet, and no
+-- lock is ever upgraded, so that escalating itself can end in no deadlock.
+--
+-- Two kinds of locks on one key must know each other. Whoever has escalated holds the lock 7236838, shared, until its
+-- transaction ends. Every other writer, once it has its key's advisory lock, looks whether somebody holds 7236838, by
+-- taking and releasing it; if so, it locks the key's row too. Writers that looked before 7236838 was taken have their
+-- advisory locks by then: these are read from pg_locks, and for their keys the escalated transaction takes the advisory
+-- lock as well. All take the advisory lock of a key first and its row second.
+CREATE FUNCTION relay.escalate() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(7236838);
+    PERFORM set_config('relay.key_locks', 'rows', true);
+    PERFORM set_config('relay.keys_of_others', ',' || coalesce(string_agg(DISTINCT h.hash::text, ','), '') || ',', true)
+    FROM (SELECT (l.classid::bigint << 32) | l.objid::bigint AS hash FROM pg_locks AS l
+          WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
+            AND l.pid IS DISTINCT FROM pg_backend_pid()
+            AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())) AS h;
+    -- A row that stands for no key, to have those of this transaction removed. Should a key have this hash, it waits.
+    INSERT INTO relay.key_lock AS k (hash, owner, releases)
+    VALUES (pg_current_xact_id()::text::bigint, pg_current_xact_id(), 'all')
+    ON CONFLICT ON CONSTRAINT key_lock_pkey DO UPDATE SET owner = excluded.owner, releases = 'all';
+END $$;
+
+-- Locks a key by its row: of a transaction that has escalated, or beside the advisory lock of one that has not, if
+-- another has. Two who look for 7236838 in the same instant see each other; looked for again, that passes.
+CREATE FUNCTION relay.lock_by_row(key_hash bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    has_escalated boolean := coalesce(current_setting('relay.key_locks', true) = 'rows', false);
+BEGIN
+    IF NOT has_escalated THEN
+        FOR attempt IN 1 .. 5 LOOP
+            IF pg_try_advisory_lock(7236838) AND pg_advisory_unlock(7236838) THEN
+                RETURN;
+            END IF;
+        END LOOP;
+    ELSIF strpos(current_setting('relay.keys_of_others', true), ',' || key_hash || ',') > 0 THEN
+        PERFORM pg_advisory_xact_lock(key_hash);
+    END IF;
+    INSERT INTO relay.key_lock AS k (hash, owner, releases)
+    SELECT key_hash, pg_current_xact_id(), CASE WHEN NOT has_escalated THEN 'this' END
+    WHERE NOT EXISTS (SELECT FROM relay.key_lock AS mine
+                      WHERE mine.hash = key_hash AND mine.owner = pg_current_xact_id())
+    ON CONFLICT ON CONSTRAINT key_lock_pkey DO UPDATE SET owner = excluded.owner, releases = excluded.releases;
+END $$;
+
+-- At commit, or when the transaction is prepared. A row that is inserted and deleted by an open transaction still makes
+-- others wait for its end.
+CREATE FUNCTION relay.release_keys() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NEW.releases = 'this' THEN
+        DELETE FROM relay.key_lock AS k WHERE k.hash = NEW.hash AND k.owner = NEW.owner;
+    ELSE
+        DELETE FROM relay.key_lock AS k WHERE k.owner = NEW.owner;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE CONSTRAINT TRIGGER release_keys AFTER INSERT OR UPDATE ON relay.key_lock
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.releases IS NOT NULL) EXECUTE FUNCTION relay.release_keys();
+
+-- Escalates a transaction with more than 1,000 locked keys: `taken` since the last count and `coming`. From the first
+-- count of a long transaction on the number is kept in a setting of the transaction, which costs too much for a short
+-- one. It counts events, so beyond the limit the locks are counted again; at most once in a hundred events.
+CREATE OR REPLACE FUNCTION relay.count_locks(taken integer, coming integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    said text := nullif(current_setting('relay.key_locks', true), '');
+    locks integer;
+BEGIN
+    IF said = 'rows' THEN
+        RETURN;
+    END IF;
+    locks := said::integer + taken + coming;
+    IF (locks <= 1000) IS NOT TRUE THEN
+        -- objsubid 1 is a lock by one bigint, as ours are. Those of the application take room all the same.
+        SELECT count(*) + coming INTO locks FROM pg_locks AS l
+        WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() AND l.objsubid = 1 AND l.mode = 'ExclusiveLock';
+    END IF;
+    IF locks > 1000 THEN
+        PERFORM relay.escalate();
+    ELSIF said IS NOT NULL OR taken > 0 THEN
+        PERFORM set_config('relay.key_locks', least(locks, 900)::text, true);
+    END IF;
+END $$;
+
+-- As step 1 has it; many keys are locked by rows.
+CREATE OR REPLACE FUNCTION relay.emit_many(topics text[], keys text[], payloads bytea[], headers jsonb[],
+                                           lock_keys boolean DEFAULT true) RETURNS uuid[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    hashes bigint[];
+    one bigint;
+    appended uuid[];
+BEGIN
+    IF lock_keys IS NOT FALSE THEN
+        SELECT array_agg(hashtextextended(d.k, 7236837) ORDER BY d.k COLLATE "C") INTO hashes
+        FROM (SELECT DISTINCT u.k FROM unnest(keys) AS u (k) WHERE u.k IS NOT NULL) AS d;
+        -- Counted before they are taken: it is too late once the room is used up.
+        PERFORM relay.count_locks(0, coalesce(cardinality(hashes), 0));
+        IF (current_setting('relay.key_locks', true) = 'rows') IS NOT TRUE THEN
+            FOREACH one IN ARRAY coalesce(hashes, '{}') LOOP
+                PERFORM pg_advisory_xact_lock(one);
+            END LOOP;
+        END IF;
+        IF current_setting('relay.key_locks', true) = 'rows'
+           OR NOT (pg_try_advisory_lock(7236838) AND pg_advisory_unlock(7236838)) THEN
+            FOREACH one IN ARRAY coalesce(hashes, '{}') LOOP
+                PERFORM relay.lock_by_row(one);
+            END LOOP;
+        END IF;
+    END IF;
+    SELECT array_agg(relay.append_event(e.topic, e.key, e.payload, e.header, NULL, false) ORDER BY e.position)
+    INTO appended
+    FROM (SELECT * FROM unnest(topics, keys, payloads, headers)
+          WITH ORDINALITY AS u (topic, key, payload, header, position) ORDER BY u.position) AS e;
+    RETURN appended;
+END $$;
+
+-- As step 1 has it, with the locks of relay.escalate. The expressions are as few as they were.
 CREATE OR REPLACE FUNCTION relay.append_event(topic text, key text, payload bytea, headers jsonb, kind text,
                                               lock_key boolean) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -272,8 +411,13 @@ BEGIN
         AND (getdatabaseencoding() = 'UTF8' OR relay.is_readable(key))) IS NOT TRUE THEN
         PERFORM relay.refuse_topic(topic), relay.refuse_key();
     END IF;
-    IF lock_key IS NOT FALSE AND key IS NOT NULL AND pg_advisory_xact_lock(hashtextextended(key, 7236837)) IS NULL THEN
-        RETURN NULL; -- Never: this is the cheapest way to call a function for its effect.
+    -- In this order: whoever has escalated takes no advisory lock here; others take it, and only then look for 7236838.
+    -- That the lock's function returns NULL is never true: it is the cheapest way to call one for its effect.
+    IF lock_key IS NOT FALSE AND key IS NOT NULL
+       AND (current_setting('relay.key_locks', true) = 'rows'
+            OR pg_advisory_xact_lock(hashtextextended(key, 7236837)) IS NULL
+            OR NOT (pg_try_advisory_lock(7236838) AND pg_advisory_unlock(7236838))) THEN
+        PERFORM relay.lock_by_row(hashtextextended(key, 7236837));
     END IF;
     -- Relays that are awake hold no lock, so the last expression is true, costs a microsecond and says nothing. A relay
     -- that sleeps holds it exclusively: only then does a commit pay for a notification. Kept until commit, the shared
@@ -417,7 +561,8 @@ END $$;
 
 -- As step 2 has it, but for relay.wake.
 CREATE OR REPLACE FUNCTION relay.append_changes(entities text[], ids text[], actions text[], topics text[],
-                                                payloads jsonb[], headers jsonb, versions bigint[], locked_at timestamptz) RETURNS void
+                                                payloads jsonb[], headers jsonb, versions bigint[],
+                                                locked_at timestamptz) RETURNS void
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -716,7 +861,8 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION relay.is_readable(text), relay.wake(), relay.refuse_key(),
+REVOKE ALL ON FUNCTION relay.escalate(), relay.lock_by_row(bigint), relay.release_keys(), relay.is_readable(text),
+    relay.wake(), relay.refuse_key(),
     relay.capture_foreign(regclass, text[]), relay.capture_id(text, text[], boolean, text[]),
     relay.capture_body(text, text, text[], boolean, boolean, text[], text, text[]),
     relay.write_captured(regclass, text, text, text, text[], boolean, boolean, text[], text) FROM PUBLIC;
