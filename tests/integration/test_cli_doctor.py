@@ -182,8 +182,9 @@ def test_what_the_server_sets_for_the_role(database, owner, role):
     assert seen(findings, "schema") == seen(findings, "grants") == ("ok", "")
 
 
-def test_a_lane_that_is_gone_and_an_outbox_that_nobody_vacuums(database, owner):
-    owner.execute("DELETE FROM relay.lane WHERE lane = 7")
+@pytest.mark.parametrize("gone", ["lane = 7", "lane > 31", "true"])
+def test_lanes_that_are_gone_and_an_outbox_that_nobody_vacuums(database, owner, gone):
+    owner.execute(f"DELETE FROM relay.lane WHERE {gone}")
     owner.execute("ALTER TABLE relay.outbox SET (autovacuum_enabled = false)")
     findings = look(database)
     assert seen(findings, "lanes") == ("failed", "RLY-802")

@@ -21,6 +21,7 @@ from relay.daemon import queries
 from relay.daemon.diagnosis.finding import Finding, failed, ok, refused, unknown, warning
 from relay.daemon.diagnosis.foundations import encoding, sequence
 from relay.daemon.relay import CLAIM_RIGHTS, CLAIM_RIGHTS_NAMES
+from relay.daemon.sight import LANES
 from relay.database import Connection, connect, explain
 from relay.errors import RelayError, UnreachableError
 from relay.schema.install import require_version
@@ -221,11 +222,11 @@ def _grants(_look: Look, connection: Connection) -> Iterable[Finding]:
 
 def _lanes(_look: Look, connection: Connection) -> Iterable[Finding]:
     count, last = _row(connection, queries.LANES)
-    if count and last == count - 1:
+    if (count, last) == (LANES, LANES - 1):
         yield ok("lanes", f"{count}")
     else:
-        fix = "insert the missing rows into relay.lane: events of a missing lane are never published"
-        yield failed("lanes", f"{count} of {(last or 0) + 1}", "RLY-802", fix)
+        fix = "run the SQL that docs/ERRORS.md gives for RLY-802: events of a missing lane are never published"
+        yield failed("lanes", f"{count} of {LANES}", "RLY-802", fix)
 
 
 def _pooler(look: Look, connection: Connection) -> Iterable[Finding]:
