@@ -37,7 +37,7 @@ format: $(STAMP) ## put the code into the house format
 docs: $(STAMP) ## write the tables of the documents from the code
 	@$(BIN)/python -m tests.support.documents
 
-bench: $(STAMP) ## the figures, each with its limit and their ratio (about an hour and a half; ARGS=drain for one)
+bench: $(STAMP) ## the figures, each with its limit and their ratio (about an hour and three quarters; ARGS=drain for one)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 races: .cache/races/.installed ## ten races, played with the caches in use: the table of docs/COMPARISON-CACHES.md
