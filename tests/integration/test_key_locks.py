@@ -108,6 +108,19 @@ def test_thousands_of_keys_in_one_call_take_a_bounded_number_of_locks(session, w
     assert left(watcher) == 0
 
 
+def test_a_plan_that_was_made_for_an_empty_table_does_not_walk_a_full_one(session, watcher):
+    """A session keeps its plans; a vacuumed table without a page is cheapest to walk."""
+    watcher.execute("VACUUM ANALYZE relay.key_lock")
+    connection = session()
+    connection.execute("SELECT relay.emit('t', 'k' || n, 'x'::text) FROM generate_series(1, 30000) AS n")
+    connection.execute("SET LOCAL enable_seqscan = on")
+    reads = "SELECT pg_stat_get_xact_numscans('relay.key_lock'::regclass)"
+    before = connection.execute(reads).fetchone()
+    connection.execute("SELECT relay.emit('t', 'l' || n, 'x'::text) FROM generate_series(1, 100) AS n")
+    assert connection.execute(reads).fetchone() == before
+    connection.commit()
+
+
 def test_many_events_of_few_keys_escalate_nothing(session):
     """What is counted are locks, not events."""
     connection = session()

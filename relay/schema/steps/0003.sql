@@ -16,9 +16,11 @@ CREATE TABLE relay.returned (
 
 -- Removes some of the rows whose events were published. Rows are examined in the order of their ids, a hundred at a
 -- time: one call for each of 100,000 events must not walk 100,000 rows. SKIP LOCKED: another operator may be at it. A
--- relay of schema 2 parks under the new id and leaves the row, which still says where the event belongs.
+-- relay of schema 2 parks under the new id and leaves the row, which still says where the event belongs. A session keeps
+-- its plans, and the tables may have been empty when it made them: hence the settings, here and below.
 CREATE FUNCTION relay.forget_published() RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
     DELETE FROM relay.returned AS r USING (
         SELECT o.id
         FROM (SELECT b.id, b.lane FROM relay.returned AS b ORDER BY b.id LIMIT 100 FOR UPDATE SKIP LOCKED) AS o
@@ -34,7 +36,8 @@ $$;
 -- back, the event is parked under the next one that is free.
 CREATE FUNCTION relay.park(lanes smallint[], ids bigint[], policy text, waits boolean, code text, reason text,
                            attempts integer) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     moved bigint;
@@ -86,7 +89,8 @@ END $$;
 --
 -- Each statement has to see what was committed while the one before it waited. Only READ COMMITTED shows that.
 CREATE OR REPLACE FUNCTION relay.unpark(parked_id bigint, drop_it boolean) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     event relay.parked;
     gone integer;
@@ -136,11 +140,18 @@ BEGIN
         WHERE r.id = e.id AND r.event_id = e.event_id
         RETURNING r.id, r.first_id
     ), written AS (
-        SELECT coalesce(n.first_id, e.id) AS first_id, e.event_id, e.created_at, e.topic, e.key, e.headers, e.payload
-        FROM (SELECT k.id, k.event_id, k.created_at, k.topic, k.key, k.headers, k.payload FROM kept AS k
-              UNION ALL
-              SELECT l.id, l.event_id, l.created_at, l.topic, l.key, l.headers, l.payload FROM later AS l) AS e
-        LEFT JOIN known AS n ON n.id = e.id
+        -- No join: its plan may be one for a handful of events, and a key may have 100,000.
+        SELECT w.*
+        FROM (SELECT e.is_event, coalesce(max(e.first_id) OVER (PARTITION BY e.id), e.id) AS first_id,
+                     e.event_id, e.created_at, e.topic, e.key, e.headers, e.payload
+              FROM (SELECT true AS is_event, NULL::bigint AS first_id, k.id, k.event_id, k.created_at,
+                           k.topic, k.key, k.headers, k.payload FROM kept AS k
+                    UNION ALL
+                    SELECT true, NULL, l.id, l.event_id, l.created_at, l.topic, l.key, l.headers, l.payload
+                    FROM later AS l
+                    UNION ALL
+                    SELECT false, n.first_id, n.id, NULL, NULL, NULL, NULL, NULL, NULL FROM known AS n) AS e) AS w
+        WHERE w.is_event
     ), numbered AS MATERIALIZED (
         SELECT nextval('relay.outbox_id_seq') AS id, w.*
         FROM (SELECT * FROM written AS s ORDER BY s.first_id) AS w
@@ -301,7 +312,7 @@ END $$;
 -- Locks a key by its row: of a transaction that has escalated, or beside the advisory lock of one that has not, if
 -- another has. Two who look for 7236838 in the same instant see each other; looked for again, that passes.
 CREATE FUNCTION relay.lock_by_row(key_hash bigint) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     has_escalated boolean := coalesce(current_setting('relay.key_locks', true) = 'rows', false);
 BEGIN
