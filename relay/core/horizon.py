@@ -45,6 +45,11 @@ class Horizon:
     _waiting: set[str] = field(default_factory=set)
     _first_seen: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def after(cls, proven: int) -> Horizon:
+        """Goes on from what was proven before, with the rows of all pins above it."""
+        return cls(proven=proven, _previous=proven)
+
     def observe(self, last_id: int, writers: Collection[str], now: float) -> int | None:
         """Takes in one observation: `last_id` was read first, `writers` after it.
 

@@ -8,33 +8,58 @@ from __future__ import annotations
 
 from typing import LiteralString
 
+# What the plans rely on, for statements within a unit. With SET alone, for a whole session.
+PLANS: LiteralString = """\
+SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
+SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_generic_plan;
+SET LOCAL search_path = pg_catalog, pg_temp"""
+
 # One message, no extra round trip, and no session state that a pooler in transaction mode would lose.
 # synchronous_commit off: what a crash of the database can take away from us is a deletion, and that only repeats a
 # suffix. The time-outs take the lanes of a frozen relay away, completed with the number at start-up: the first
 # while the database waits for its next statement, the second while it sends rows that nobody takes. A frozen process
 # acknowledges probes, so without the second such a backend would keep its lanes for as long as the process stands.
-BEGIN: LiteralString = """\
-BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL synchronous_commit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
-SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
-SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_generic_plan;
-SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL idle_in_transaction_session_timeout = {takeover_ms}; SET LOCAL tcp_user_timeout = {takeover_ms}"""
+BEGIN: LiteralString = (
+    """\
+BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off;
+SET LOCAL idle_in_transaction_session_timeout = {takeover_ms}; SET LOCAL tcp_user_timeout = {takeover_ms};
+"""
+    + PLANS
+)
+
+# Who answers, and the last id drawn: any role may ask for that. After a crash the server's start is what it was, but
+# not the time since when it counts its work: recovery begins to count again. A copy of a database has other numbers
+# under the same names, and TRUNCATE ... RESTART IDENTITY gives the sequence another file. These are subqueries, so that
+# a statement with many rows asks once.
+STARTED: LiteralString = """\
+(SELECT (extract(epoch FROM pg_postmaster_start_time()) || ' '
+         || coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()), 0))::varchar)"""
+ORIGIN: LiteralString = """\
+(SELECT (d.oid || ' ' || 'relay.outbox'::regclass::oid || ' ' || pg_relation_filenode('relay.outbox_id_seq'))::varchar
+ FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())"""
+LAST: LiteralString = "(SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END FROM relay.outbox_id_seq AS s)"
+SERVER: LiteralString = "SELECT " + STARTED + ", " + ORIGIN + ", " + LAST
 
 # Locks up to `lanes_max` rows of relay.lane, skipping those of other relays. One probe of outbox_pkey per lane, from
-# its floor. The lanes come in rotation, so that none starves.
-CLAIM: LiteralString = """\
-SELECT l.lane, l.parked, head.id, extract(epoch FROM clock_timestamp() - head.created_at)::float8
+# its floor to its end. The lanes come in rotation, so that none starves.
+CLAIM: LiteralString = (
+    """\
+SELECT l.lane, l.parked, head.id, extract(epoch FROM clock_timestamp() - head.created_at)::float8,
+"""  # noqa: S608
+    + STARTED + ", " + ORIGIN + ", " + LAST
+    + """
 FROM relay.lane AS l
 CROSS JOIN LATERAL (
     SELECT o.id, o.created_at FROM relay.outbox AS o
-    WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1]
+    WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1] AND o.id < (%(ends)s::bigint[])[l.lane + 1]
       AND o.topic <> ALL (%(paused)s::text[])
     ORDER BY o.id LIMIT 1
 ) AS head
 ORDER BY (l.lane - %(start)s::int) & 16383
 LIMIT %(lanes_max)s
 FOR UPDATE OF l SKIP LOCKED"""
+)  # fmt: skip
 
 # Locks nothing. Must be a statement of its own: in one statement with CLAIM its snapshot would be older than the
 # locks, and rows that another relay has just published and removed would be seen again. outbox_pkey, from the floor.
@@ -44,12 +69,12 @@ READ: LiteralString = """\
 SELECT o.lane, o.id, o.ctid, o.topic::varchar, CASE WHEN o.bytes <= 4096 THEN o.key END,
        CASE WHEN o.bytes <= 4096 THEN o.headers::varchar END, o.event_id::text,
        CASE WHEN o.bytes <= 4096 THEN o.payload END, CASE WHEN o.bytes > 4096 THEN o.bytes END
-FROM unnest(%(lanes)s::smallint[], %(floors)s::bigint[]) AS l (lane, floor)
+FROM unnest(%(lanes)s::smallint[], %(floors)s::bigint[], %(ends)s::bigint[]) AS l (lane, floor, ending)
 CROSS JOIN LATERAL (
     SELECT p.lane, p.id, p.ctid, p.topic, p.key, p.headers, p.event_id, p.payload,
            coalesce(octet_length(p.key), 0) + octet_length(p.headers) + coalesce(octet_length(p.payload), 0) AS bytes
     FROM relay.outbox AS p
-    WHERE p.lane = l.lane AND p.id >= l.floor AND p.topic <> ALL (%(paused)s::text[])
+    WHERE p.lane = l.lane AND p.id >= l.floor AND p.id < l.ending AND p.topic <> ALL (%(paused)s::text[])
     ORDER BY p.id LIMIT %(rows_per_lane)s
 ) AS o"""
 
@@ -68,14 +93,46 @@ DELETE: LiteralString = """\
 WITH gone AS (DELETE FROM relay.outbox WHERE ctid = ANY (%(ctids)s::tid[]) RETURNING id)
 SELECT count(*), coalesce(sum(id), 0) FROM gone"""
 
-# Locks nothing: is there work at all? In autocommit, so an idle relay draws no transaction id and opens no
-# transaction. A locked lane counts as work of its owner.
-PROBE: LiteralString = """\
-SELECT EXISTS (
-    SELECT FROM relay.lane AS l CROSS JOIN LATERAL (
-        SELECT FROM relay.outbox AS o
-        WHERE o.lane = l.lane AND o.id >= (%(floors)s::bigint[])[l.lane + 1] AND o.topic <> ALL (%(paused)s::text[])
-        LIMIT 1) AS head)"""
+# Locks nothing: the first row of each lane from its floor to its end, NULL where there is none. In autocommit, so an
+# idle relay opens no transaction. A locked lane counts as well: its rows are work of its owner.
+LOOK: LiteralString = (
+    "SELECT "  # noqa: S608
+    + STARTED + ", " + ORIGIN + ", " + LAST
+    + """, ARRAY(
+    SELECT (SELECT o.id FROM relay.outbox AS o
+            WHERE o.lane = l.number - 1 AND o.id >= l.floor AND o.id < l.ending AND o.topic <> ALL (%(paused)s::text[])
+            ORDER BY o.id LIMIT 1)
+    FROM unnest(%(floors)s::bigint[], %(ends)s::bigint[]) WITH ORDINALITY AS l (floor, ending, number)
+    ORDER BY l.number)"""
+)  # fmt: skip
+
+# outbox_pkey. Rows in lanes that are none.
+STRAYS: LiteralString = """\
+SELECT EXISTS (SELECT FROM relay.outbox WHERE lane < 0)
+       OR EXISTS (SELECT FROM relay.outbox WHERE lane >= %(lanes)s::int)"""
+
+# Whether this schema has room for hints, and this role a right to them.
+HINTS_ALLOWED: LiteralString = """\
+SELECT coalesce(has_table_privilege(f.oid, 'SELECT') AND has_table_privilege(f.oid, 'INSERT')
+                AND has_table_privilege(f.oid, 'UPDATE'), false)
+FROM (SELECT to_regclass('relay.floor')::oid AS oid) AS f"""
+
+# Hints of another origin, or about ids that are yet to be drawn, are not for this database.
+HINTS: LiteralString = (
+    "SELECT f.paused::varchar[], f.floors, f.proven FROM relay.floor AS f WHERE f.origin = "  # noqa: S608
+    + ORIGIN + " AND f.proven <= " + LAST
+)  # fmt: skip
+
+# Says what was proven of the server that answers, or nothing if another one does.
+SAVE_HINT: LiteralString = (
+    """\
+INSERT INTO relay.floor AS f (slot, paused, floors, proven, origin)
+SELECT %(slot)s::smallint, %(paused)s::text[], %(floors)s::bigint[], %(proven)s::bigint, %(origin)s::text
+WHERE """ + STARTED + " = %(started)s::varchar AND " + ORIGIN + " = %(origin)s::varchar AND " + LAST
+    + """ >= %(last_id)s::bigint
+ON CONFLICT (slot) DO UPDATE SET paused = excluded.paused, floors = excluded.floors, proven = excluded.proven,
+    origin = excluded.origin, saved_at = clock_timestamp()"""
+)  # fmt: skip
 
 # parked_lane. Which keys of these lanes have parked events: blocked ones stop, overtaken ones are marked.
 PARKED_KEYS: LiteralString = """\
@@ -111,18 +168,12 @@ WITH moved AS (
 ), counted AS (SELECT lane, count(*) AS n FROM parked GROUP BY lane)
 UPDATE relay.lane AS l SET parked = l.parked + c.n FROM counted AS c WHERE l.lane = c.lane"""
 
-# The last id drawn, and after it, in a statement of its own, who may still write below it.
-LAST_ID: LiteralString = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM relay.outbox_id_seq"
-
+# After SERVER, in a statement of its own: who may still write below the last id drawn.
 WRITERS: LiteralString = """\
 SELECT virtualtransaction || '/' || coalesce(pid, 0) FROM pg_catalog.pg_locks
 WHERE locktype = 'relation' AND relation = 'relay.outbox'::regclass
   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
   AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND granted"""
-
-# The safety net under the floors: must find nothing. One lane at a time, since it walks what the floors skip.
-BELOW_FLOOR: LiteralString = """\
-SELECT min(id) FROM (SELECT id FROM relay.outbox WHERE lane = %(lane)s AND id < %(floor)s ORDER BY id LIMIT 1) AS o"""
 
 LANES: LiteralString = "SELECT count(*), max(lane) FROM relay.lane"
 

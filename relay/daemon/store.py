@@ -19,13 +19,17 @@ from psycopg.pq import ConnStatus, Format
 from psycopg.types.string import ByteaBinaryLoader
 
 from relay.core.event import Row
+from relay.core.reach import ID_MAX, ends_of
 from relay.daemon import queries
 from relay.daemon.failpoints import failpoint, is_armed
-from relay.daemon.floors import Floors, View
+from relay.daemon.floors import Floors, Server, View
+from relay.daemon.lookout import FalteredError, Lookout, VoidError
 from relay.database import Connection
 
 TID_ARRAY = 1010
 TID = 27
+CLAIMS_MAX = 3
+"""How often a claim starts again at once, when what it relied on does not hold."""
 
 
 class Tids(bytes):
@@ -108,6 +112,10 @@ class Store:
         connection.adapters.register_dumper(Tids, TidsDumper)
         # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
         connection.adapters.register_loader("text", ByteaBinaryLoader)
+        self._lookout = Lookout(self._all, floors, clock)
+        if not connection.is_pooled:
+            # For looks, which open no transaction.
+            connection.execute(queries.PLANS.replace("SET LOCAL", "SET").encode())
 
     def close(self) -> None:
         """Ends the session; what was locked is free."""
@@ -131,49 +139,64 @@ class Store:
         return bool(pgconn.status == ConnStatus.OK)
 
     def has_work(self) -> bool:
-        """Whether any lane has a row, be it locked by another relay. One statement, no transaction is left open."""
-        view = self._floors.view()
-        found = bool(self._one(queries.PROBE, {"floors": view.floors, "paused": view.paused})[0])
-        if not found:
-            self._floors.raise_all(view)
-        return found
+        """Whether any lane has a row, be it locked by another relay; True as well if there is more to look through.
+
+        No transaction is left open, and none is opened without a pooler.
+        """
+        is_pooled = self._connection.is_pooled
+        if is_pooled:
+            self._connection.execute(self._begin)
+        try:
+            sight = self._lookout.search()
+        except (VoidError, FalteredError):
+            return True
+        finally:
+            if is_pooled:
+                self.abandon()
+        return bool(sight.heads) or not (sight.has_seen_all or sight.is_stuck)
 
     def is_empty(self) -> bool:
         """Whether the outbox holds no visible row at all, paused topics and floors aside."""
-        # A transaction, since through a pooler only that has our settings, and a policy could hide rows without them.
-        with self._connection.transaction():
-            return bool(self._one("SELECT NOT EXISTS (SELECT FROM relay.outbox)", {})[0])
+        is_pooled = self._connection.is_pooled
+        if is_pooled:
+            self._connection.execute(self._begin)
+        try:
+            return not self._lookout.finds_any()
+        finally:
+            if is_pooled:
+                self.abandon()
 
     def claim(self) -> Unit | None:
         """Locks free lanes that have work and reads their rows; None if there are none, with nothing left open."""
-        claimed_at = self._clock()
-        view = self._floors.view()
-        self._connection.execute(self._begin)
-        heads = self._all(
-            queries.CLAIM,
-            {
-                "floors": view.floors,
-                "paused": view.paused,
-                "start": self._start,
-                "lanes_max": min(self._lanes_max, self._rows_max),
-            },
-        )
+        for _ in range(CLAIMS_MAX):
+            claimed_at = self._clock()
+            self._connection.execute(self._begin)
+            try:
+                unit = self._claim(claimed_at)
+            except (VoidError, FalteredError):
+                self.abandon()
+                continue
+            if unit is None:
+                self.abandon()
+            return unit
+        return None
+
+    def _claim(self, claimed_at: float) -> Unit | None:
+        view, ends = self._where_to_look()
+        parameters = {"start": self._start, "lanes_max": min(self._lanes_max, self._rows_max)}
+        with self._lookout.faltering(view):
+            heads = self._all(queries.CLAIM, {**parameters, "floors": view.floors, "ends": ends, "paused": view.paused})
         if not heads:
-            self.abandon()
             return None
+        started, origin, last_id = heads[0][4:]
+        if not self._floors.is_still(view, Server(started, origin), last_id):
+            raise VoidError
         lanes = [head[0] for head in heads]
         self._start = lanes[-1] + 1
-        rows = self._read(view, lanes)
-        if view.pins and self._floors.pins_ended(view, self.writers()):
-            # Rows of a long writer have become visible below the floors: they may belong before what was just read.
-            self.abandon()
-            return self.claim()
-        # Before large rows are left behind: a floor must not rise past what waits for a later unit.
-        self._raise_floors(view, lanes, rows)
+        rows = self._read(view, {head[0]: head[2] for head in heads})
         if any(row[8] is not None for row in rows):
             rows = self._with_large(rows)
         if not rows:
-            self.abandon()
             return None
         unit = Unit(view, lanes, rows, claimed_at, max(head[3] for head in heads))
         if any(head[1] for head in heads):
@@ -181,17 +204,49 @@ class Store:
         failpoint("after_claim")
         return unit
 
-    def _read(self, view: View, lanes: list[int]) -> list[Row]:
+    def _where_to_look(self) -> tuple[View, list[int]]:
+        """What is known, and how far to look in each lane.
+
+        If that is not far enough to see everything, a look that locks nothing goes first. It raises the floors of the
+        lanes that it walked through, and says which have a row: the claim would only return those that it locks.
+        """
+        view = self._lookout.view()
+        if view.is_near:
+            return view, [ID_MAX] * len(view.floors)
+        sight = self._lookout.search()
+        view = self._lookout.view()
+        return view, [sight.heads.get(lane, -1) + 1 for lane in range(len(view.floors))]
+
+    def _read(self, view: View, heads: dict[int, int]) -> list[Row]:
+        """The first rows of the locked lanes, in id order per lane. Raises the floors to what it has seen."""
         limit = max(1, min(self._rows_max, int(self._bytes_max / self._row_bytes)))
-        rows = self._all(
-            queries.READ,
-            {
-                "lanes": lanes,
-                "floors": [view.floors[lane] for lane in lanes],
-                "paused": view.paused,
-                "rows_per_lane": max(1, limit // len(lanes)),
-            },
-        )
+        # Rows may have become visible since the claim, before the head and earlier in its key. Not below what is
+        # proven: what the claim has walked there need not be walked again.
+        floors = [max(view.floors[lane], min(head, view.proven + 1)) for lane, head in heads.items()]
+        ends = [ID_MAX] * len(heads) if view.is_near else ends_of(floors, view.reach)
+        rows_per_lane = max(1, limit // len(heads))
+        began = self._clock()
+        with self._lookout.faltering(view):
+            rows = self._all(
+                queries.READ,
+                {
+                    "lanes": list(heads),
+                    "floors": floors,
+                    "ends": ends,
+                    "paused": view.paused,
+                    "rows_per_lane": rows_per_lane,
+                },
+            )
+        if view.pins and self._floors.pins_ended(view, self.writers()):
+            # Rows of a long writer have become visible below the floors: they may belong before what was just read.
+            raise VoidError
+        if len(rows) < rows_per_lane * len(heads) and not view.is_near:
+            self._floors.looked(view, self._clock() - began, has_seen_all=False)
+        # Before large rows are left behind: a floor must not rise past what waits for a later unit.
+        first = dict(zip(heads, ends, strict=True))
+        for row in reversed(rows):
+            first[row[0]] = row[1]
+        self._floors.raise_to(view, first)
         if rows:
             size = sum(map(content_bytes, rows)) / len(rows) + 128
             self._row_bytes += (size - self._row_bytes) * (0.5 if size < self._row_bytes else 1.0)
@@ -221,13 +276,6 @@ class Store:
             for row in kept
             if row[8] is None or row[1] in contents
         ]
-
-    def _raise_floors(self, view: View, lanes: list[int], rows: list[Row]) -> None:
-        first: dict[int, int | None] = dict.fromkeys(lanes)
-        for row in rows:
-            if first[row[0]] is None:
-                first[row[0]] = row[1]
-        self._floors.raise_to(view, first)
 
     def raise_floors_behind(self, unit: Unit) -> None:
         """After the commit of a unit that was delivered whole: the next look need not walk over what was removed."""

@@ -32,6 +32,7 @@ from relay.core.backoff import backoff_seconds
 from relay.daemon import queries
 from relay.daemon.brokers import Brokers
 from relay.daemon.floors import Floors
+from relay.daemon.observer import Observer
 from relay.daemon.sight import hidden
 from relay.daemon.state import State
 from relay.daemon.unanswered import Unanswered
@@ -42,7 +43,6 @@ from relay.metrics import Metrics
 
 TICK_SECONDS = 1.0
 BUSY_TICK_SECONDS = 0.1
-RESCAN_SECONDS = 10.0
 DROWSY_SECONDS = 1.0
 """How long there must have been nothing to do before the relay tries to sleep."""
 SIGHT_SECONDS = 5.0
@@ -76,8 +76,7 @@ class Watch:
         self._state = state
         self._metrics = metrics
         self._log = log
-        self._next_rescan = 0.0
-        self._rescan_lane = 0
+        self._observer = Observer(floors, clock=state.clock, ring=state.ring, metrics=metrics, log=log)
         self._holds_lock = False
         self._is_bounded = False
         self._drain = drain
@@ -100,6 +99,7 @@ class Watch:
                 losses = 0
                 while not self._state.stop.is_set():
                     self._step(connection)
+                self._observer.save(connection)
             except (psycopg.Error, RelayError):
                 losses += 1
             finally:
@@ -120,12 +120,13 @@ class Watch:
         is_busy = self._state.idle_for() < DROWSY_SECONDS or bool(len(self._unanswered))
         if is_busy or not self._state.kafka_up or not self._floors.is_settled:
             self._wake_up(connection)
-            self._observe(connection, now)
+            self._observer.observe(connection)
             # Every look walks what was removed since the last proof, and while an old snapshot is open nothing marks
             # those entries as dead: at a proof a second a backlog was drained at 0.7 of the rate without a snapshot.
             is_busy = self._state.idle_for() < TICK_SECONDS or not self._floors.view().proven
             self._state.stop.wait(BUSY_TICK_SECONDS if is_busy else TICK_SECONDS)
         elif self._fall_asleep(connection):
+            self._observer.save(connection)
             self._doze(connection)
         else:
             self._state.stop.wait(TICK_SECONDS / 4)
@@ -205,35 +206,6 @@ class Watch:
             self._has_said_pooled = True
             hint = "connect relays directly: through a pooler an idle one sees an event after up to daemon.idle_seconds"
             self._log.warning("database.pooled", code="RLY-803", hint=hint)
-
-    def _observe(self, connection: Connection, now: float) -> None:
-        """The horizon at every turn; the net below the floors now and then."""
-        epoch = self._floors.view().epoch
-        last_id = self._all(connection, queries.LAST_ID)[0][0]
-        # A statement of its own, after the first: the order is the proof.
-        writers = [row[0] for row in self._all(connection, queries.WRITERS)]
-        if self._floors.observe(last_id, writers, now, epoch):
-            self._state.ring()
-        if now >= self._next_rescan:
-            self._next_rescan = now + RESCAN_SECONDS
-            self._rescan(connection)
-
-    def _rescan(self, connection: Connection) -> None:
-        """Looks below the floor of one lane, where nothing may be."""
-        lane, self._rescan_lane = self._rescan_lane, (self._rescan_lane + 1) % self._lanes
-        view = self._floors.view()
-        if view.paused:
-            return
-        found = self._all(connection, queries.BELOW_FLOOR, {"lane": lane, "floor": view.floors[lane]})[0][0]
-        if found is None:
-            return
-        if view.pins:
-            writers = [row[0] for row in self._all(connection, queries.WRITERS)]
-            if self._floors.pins_ended(view, writers):
-                return
-        if self._floors.breached(lane, found, view.epoch):
-            self._metrics.floor_breaches.inc()
-            self._log.error("floor.breached", lane=lane, below=view.floors[lane] - found)
 
     def _look_at_topics(self, now: float) -> None:
         """Takes topics up again that can be written now, or whose records all have an outcome."""

@@ -338,7 +338,6 @@ class Worker:
             self._pause = min(self._pause * 1.5, self._daemon.poll_seconds_max)
 
     def _database_is_lost(self, error: psycopg.Error | RelayError) -> None:
-        self._floors.forget()
         reason = explain(error) if isinstance(error, psycopg.Error) else error
         if self._state.database_up or not self._lost_at:
             self._lost_at = self._state.clock()

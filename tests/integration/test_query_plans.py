@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from relay.core.reach import ID_MAX, REACH_FIRST
 from relay.daemon import queries
 from tests.support.postgres import drop_database, fresh_database
 
@@ -28,6 +29,8 @@ INSERT INTO relay.outbox (lane, topic, key, payload)
 SELECT relay.lane_of('key-' || n), 'topic-' || n %% 5, 'key-' || n,
        convert_to(repeat('x', CASE n %% 50 WHEN 0 THEN 5000 ELSE 100 END), 'UTF8')
 FROM generate_series(1, %s) AS n"""
+
+PAUSED = "'{topic-0,topic-1,topic-2,topic-3,topic-4}'::text[]"
 
 PARKED = """\
 INSERT INTO relay.parked (id, lane, event_id, created_at, topic, key, headers, policy, waits, code, reason, attempts)
@@ -70,13 +73,15 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     """Every statement of the data path. A probe of the index is at most 4 pages deep and reaches one row."""
     probe = 6
     floors, none_paused = table.floor_array, "'{}'::text[]"
-    claim = {"floors": floors, "paused": none_paused, "start": "17"}
+    everywhere = array([ID_MAX] * LANES, "bigint")
+    claim = {"floors": floors, "ends": everywhere, "paused": none_paused, "start": "17"}
     yield "CLAIM", Case(queries.CLAIM, {**claim, "lanes_max": "32"}, LANES * probe + 100)
     yield "CLAIM-one", Case(queries.CLAIM, {**claim, "lanes_max": "1"}, LANES * probe + 20)
     for name, lanes, rows in (("READ", 32, 125), ("READ-few", 64, 5), ("READ-one-lane", 1, 4000)):
         parameters = {
             "lanes": array(list(range(lanes)), "smallint"),
             "floors": array(table.floors[:lanes], "bigint"),
+            "ends": array([ID_MAX] * lanes, "bigint"),
             "paused": none_paused,
             "rows_per_lane": str(rows),
         }
@@ -105,9 +110,14 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     yield "HAS_PARK", Case(queries.HAS_PARK, {}, 20)
     yield "PARKED_KEYS", Case(queries.PARKED_KEYS, {"lanes": array([4, 8, 12], "smallint")}, 3 * 200)
     yield "MARK_OVERTAKEN", Case(queries.MARK_OVERTAKEN, {"ids": array([-20, -40, -60], "bigint")}, 3 * 20)
-    yield "PROBE", Case(queries.PROBE, {"floors": floors, "paused": none_paused}, LANES * probe + 20, in_unit=False)
+    look = {"floors": floors, "ends": everywhere, "paused": none_paused}
+    yield "LOOK", Case(queries.LOOK, look, LANES * probe + 20)
+    from_zero = {"floors": array([0] * LANES, "bigint"), "ends": array([REACH_FIRST] * LANES, "bigint")}
+    for name, paused in (("LOOK-dead", none_paused), ("LOOK-paused", PAUSED)):
+        yield name, Case(queries.LOOK, {**from_zero, "paused": paused}, LANES * probe + 2 * REACH_FIRST)
+    yield "STRAYS", Case(queries.STRAYS, {"lanes": str(LANES)}, 4 * probe)
     yield "OLDEST", Case(queries.OLDEST, {"floors": floors}, LANES * probe + 20, in_unit=False)
-    yield "LAST_ID", Case(queries.LAST_ID, {}, 20, in_unit=False)
+    yield "SERVER", Case(queries.SERVER, {}, 40, in_unit=False)
     yield "WRITERS", Case(queries.WRITERS, {}, 200, in_unit=False)
     yield "LANES", Case(queries.LANES, {}, 20, in_unit=False)
     yield "PARKED_COUNT", Case(queries.PARKED_COUNT, {}, 20, in_unit=False)
@@ -121,7 +131,14 @@ WALKS = {
     "BEGIN": "is no query",
     "BACKLOG": "counts everything, for an operator who asks",
     "BACKLOG_ESTIMATE": "walks at most 100,000 rows, every ten seconds",
-    "BELOW_FLOOR": "walks what the floors skip, of one lane",
+    "PLANS": "is no query",
+    "STARTED": "is a part of others",
+    "ORIGIN": "is a part of others",
+    "LAST": "is a part of others",
+    "CONFIRM": "reads the clock",
+    "HINTS_ALLOWED": "asks the catalog",
+    "HINTS": "reads two rows",
+    "SAVE_HINT": "writes one of two rows",
 }
 NAMES = sorted({name for name, _ in cases(Table([0] * LANES, [], []))})
 
@@ -185,7 +202,7 @@ def prepare(connection: psycopg.Connection, turn: str) -> None:
 
 def look(connection: psycopg.Connection) -> Table:
     """Floors as a relay has proven them: the first live row, or above all ids that were drawn."""
-    last = connection.execute(queries.LAST_ID).fetchone()[0]
+    last = connection.execute(queries.SERVER).fetchone()[2]
     first = dict(connection.execute("SELECT lane, min(id) FROM relay.outbox GROUP BY lane").fetchall())
     sample = connection.execute("SELECT lane, id, ctid::text FROM relay.outbox ORDER BY id LIMIT 10000").fetchall()
     large = connection.execute(
@@ -237,12 +254,12 @@ def test_pages_are_bounded_by_the_rows_asked_for(seen, turn, name):
     assert one.pages <= one.case.pages, json.dumps(one.plan, indent=1)
 
 
-@pytest.mark.parametrize("name", ["CLAIM", "PROBE", "OLDEST", "READ-few"])
+@pytest.mark.parametrize("name", ["CLAIM", "LOOK", "OLDEST", "READ-few"])
 def test_a_million_rows_cost_hardly_more_pages_than_a_thousand(seen, name):
     """The index grows by a level or two; nothing else may."""
     assert seen["million", name].pages <= seen["thousand", name].pages * 4 + 100
 
 
-@pytest.mark.parametrize("name", ["CLAIM", "PROBE", "OLDEST", "READ"])
+@pytest.mark.parametrize("name", ["CLAIM", "LOOK", "OLDEST", "READ"])
 def test_a_million_dead_rows_below_the_floors_cost_nothing(seen, name):
     assert seen["none-left", name].pages <= LANES * 6

@@ -127,6 +127,10 @@ class TcpProxy:
         """Resets every connection, on both sides. New ones are welcome."""
         self._run(self._cut_all())
 
+    def lead_to(self, target_port: int) -> None:
+        """Leads new connections to another server, as a name or an address does after a failover."""
+        self._apply(lambda: setattr(self, "_target_port", target_port))
+
     def refuse(self) -> None:
         """New connections are refused by the kernel; the present ones go on."""
         self._apply(self._stop_listening)

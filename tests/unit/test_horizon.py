@@ -2,20 +2,20 @@
 
 The world below has what the proof has to cope with: writers that take ids and commit in any order or not at all, stay
 open for long, or are prepared and go on under another name; two relay processes with two workers each, interleaved
-between all their statements; crashes of the database that bring removed rows back and draw ids again. Everything that
-happens is drawn from a seed.
+between all their statements; relays that are restarted and begin with the hints of others; crashes of the database that
+bring removed rows back, draw ids again and tell no relay of it. Everything that happens is drawn from a seed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from relay.core.horizon import PATIENCE_SECONDS, Horizon, raised_floor
-from relay.daemon.floors import Floors
+from relay.daemon.floors import Floors, Hint, Server, View
 
 SEEDS = 250
 STEPS = 1_000
@@ -43,21 +43,43 @@ class Process:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.floors = Floors(LANES)
+        self.floors = self.new_floors()
+        self.interrupt()
+
+    def new_floors(self) -> Floors:
+        return Floors(LANES)
+
+    def interrupt(self) -> None:
+        """Its connections are lost, and what it did on them."""
         self.actors = [self.work(), self.work(), self.watch()]
+
+    def view(self) -> View:
+        """As `Lookout.view`, in one transaction."""
+        view = self.floors.view()
+        if view.server is None:
+            self.floors.begin(view, self.world.server, self.world.last_id, self.world.hints)
+            view = self.floors.view()
+        return view
 
     def work(self) -> Iterator[None]:
         """As `Store.claim` and what follows it, for one lane at a time."""
         world = self.world
         while True:
             lane = world.draw.randrange(LANES)
-            view = self.floors.view()
+            view = self.view()
             yield
             if lane in world.locked:
                 continue
+            head = world.read(lane, view.floors[lane], limit=1)
+            is_still = self.is_still(view)
+            if not head or not is_still:
+                yield
+                if world.draw.random() < 0.5:
+                    yield from self.look()
+                continue
             world.locked.add(lane)
             yield
-            read = world.read(lane, view.floors[lane], limit=world.draw.randint(1, 5))
+            read = world.read(lane, self.start(view, lane, head[0]), limit=world.draw.randint(1, 5))
             yield
             if view.pins and self.pins_ended(view, world.writers()):
                 world.locked.discard(lane)
@@ -66,38 +88,53 @@ class Process:
             world.expect_nothing_overtaken(lane, read)
             yield
             for id_ in read:
-                world.removed.append((id_, world.visible.pop(id_)))
+                world.remove(id_)
             world.locked.discard(lane)
             yield
             if read:
                 self.floors.raise_to(view, {lane: read[-1] + 1})
-            elif world.draw.random() < 0.5:
-                yield from self.probe()
 
-    def probe(self) -> Iterator[None]:
-        """As `Store.has_work`: without any lock."""
-        view = self.floors.view()
-        yield
-        found = any(self.world.read(lane, view.floors[lane], 1) for lane in range(LANES))
-        yield
-        if not found:
-            self.floors.raise_all(view)
+    def start(self, view: View, lane: int, head: int) -> int:
+        return max(view.floors[lane], min(head, view.proven + 1))
 
-    def pins_ended(self, view, writers) -> bool:
+    def look(self) -> Iterator[None]:
+        """As `Lookout.look`: without any lock, and no further than some reach."""
+        view = self.view()
+        yield
+        ends = [floor + self.world.draw.choice([1, 5, 1000]) for floor in view.floors]
+        found = [self.world.read(lane, view.floors[lane], 1, ends[lane]) for lane in range(LANES)]
+        is_still = self.is_still(view)
+        yield
+        if is_still:
+            self.floors.raise_to(view, {lane: (found[lane] or [ends[lane]])[0] for lane in range(LANES)})
+
+    def is_still(self, view: View) -> bool:
+        return self.floors.is_still(view, self.world.server, self.world.last_id)
+
+    def pins_ended(self, view: View, writers: list[str]) -> bool:
         return self.floors.pins_ended(view, writers)
 
+    def hints(self) -> tuple[Server | None, int, list[Hint]]:
+        return self.floors.hints()
+
     def watch(self) -> Iterator[None]:
-        """As `Watch._observe`."""
+        """As `Observer.observe`."""
         while True:
-            epoch = self.floors.view().epoch
+            view = self.floors.view()
             yield
-            last_id = self.world.last_id
+            server, last_id = self.world.server, self.world.last_id
             yield
             writers = self.world.writers()
             yield
-            self.floors.observe(last_id, writers, self.world.now, epoch)
+            self.floors.observe(view, server, last_id, writers, self.world.now)
             self.world.expect_proof(self.floors)
             yield
+            if self.world.draw.random() < 0.2:
+                server, last_id, hints = self.hints()
+                yield
+                if server == self.world.server and self.world.last_id >= last_id:
+                    self.world.save(hints)
+                yield
 
 
 class World:
@@ -108,7 +145,10 @@ class World:
         self.now = 0.0
         self.last_id = 0
         self.visible: dict[int, int] = {}
-        self.removed: list[tuple[int, int]] = []
+        self.undo: list[Callable[[], None]] = []
+        """What takes back, newest last, what relays have committed without waiting for the disk."""
+        self.hints: list[Hint] = []
+        self.server = Server("0", "one sequence")
         self.open: list[Writer] = []
         self.locked: set[int] = set()
         self._process = process
@@ -118,8 +158,17 @@ class World:
     def writers(self) -> list[str]:
         return [writer.name for writer in self.open]
 
-    def read(self, lane: int, floor: int, limit: int) -> list[int]:
-        return sorted(id_ for id_, key in self.visible.items() if key % LANES == lane and id_ >= floor)[:limit]
+    def read(self, lane: int, floor: int, limit: int, end: int = 1 << 60) -> list[int]:
+        return sorted(id_ for id_, key in self.visible.items() if key % LANES == lane and floor <= id_ < end)[:limit]
+
+    def remove(self, id_: int) -> None:
+        key = self.visible.pop(id_)
+        self.undo.append(lambda: self.visible.update({id_: key}))
+
+    def save(self, hints: list[Hint]) -> None:
+        before = self.hints
+        self.hints = hints
+        self.undo.append(lambda: setattr(self, "hints", before))
 
     def expect_nothing_overtaken(self, lane: int, read: list[int]) -> None:
         """What is sent of a key is the beginning of what is visible of it."""
@@ -144,6 +193,8 @@ class World:
                 self.write()
             elif chance < 0.302:
                 self.crash()
+            elif chance < 0.304:
+                self.restart(self.draw.randrange(len(self.processes)))
             else:
                 next(self.draw.choice(self.draw.choice(self.processes).actors))
 
@@ -188,19 +239,28 @@ class World:
         self._numbers += 1
         return f"3/{self._numbers}"
 
+    def restart(self, number: int) -> None:
+        """A relay that knows nothing takes the place of another one, which stopped between two units."""
+        process = self.processes[number]
+        if not self.locked:
+            process.floors = process.new_floors()
+            process.interrupt()
+
     def crash(self) -> None:
         """Transactions that are not prepared are gone, the last removals too, and ids that nobody kept come again."""
         self.open = [writer for writer in self.open if writer.name.startswith("-1/")]
-        for id_, key in self.removed[len(self.removed) - self.draw.randrange(3) :]:
+        for _ in range(min(len(self.undo), self.draw.randrange(3))):
             # A suffix of each key comes back: removals are lost from the end of the log.
-            self.visible[id_] = key
-        self.removed.clear()
+            self.undo.pop()()
+        self.undo.clear()
         kept = [*self.visible, *(id_ for writer in self.open for id_ in writer.rows)]
+        # Ids that a hint tells of were written down before it.
+        kept += [hint.proven for hint in self.hints]
         self.last_id = max(kept, default=self.last_id)
         self.locked.clear()
+        self.server = self.server._replace(started=str(int(self.server.started) + 1))
         for process in self.processes:
-            process.floors.forget()
-            process.actors = [process.work(), process.work(), process.watch()]
+            process.interrupt()
 
 
 def play_all(process: Callable[[World], Process] = Process) -> int:
@@ -225,12 +285,11 @@ class WritersFirst(Process):
 
     def watch(self) -> Iterator[None]:
         while True:
-            epoch = self.floors.view().epoch
+            view = self.floors.view()
+            yield
             writers = self.world.writers()
             yield
-            last_id = self.world.last_id
-            yield
-            self.floors.observe(last_id, writers, self.world.now, epoch)
+            self.floors.observe(view, self.world.server, self.world.last_id, writers, self.world.now)
             self.world.expect_proof(self.floors)
             yield
 
@@ -238,31 +297,45 @@ class WritersFirst(Process):
 class PinsUnasked(Process):
     """Does not ask, after the read, whether a pin has ended."""
 
-    def pins_ended(self, view, writers) -> bool:
+    def pins_ended(self, view: View, writers: list[str]) -> bool:
         return False
+
+
+class FromTheHead(Process):
+    """Reads from the row that the claim has seen, although earlier ones may have become visible."""
+
+    def start(self, view: View, lane: int, head: int) -> int:
+        return head
 
 
 class Unforgetting(Process):
     """Takes in what was looked at before the floors went back."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        view = self.floors.view
-
-        def timeless():
-            seen = view()
-            return type(seen)(seen.floors, seen.proven, seen.pins, seen.paused, self.floors._epoch)
-
-        self.floors.view = timeless
-        raise_to = self.floors.raise_to
-
-        def always(seen, first_live):
-            raise_to(type(seen)(seen.floors, seen.proven, seen.pins, seen.paused, self.floors._epoch), first_live)
-
-        self.floors.raise_to = always
+    def new_floors(self) -> Floors:
+        return TimelessFloors(LANES)
 
 
-@pytest.mark.parametrize("broken", [WritersFirst, PinsUnasked, Unforgetting])
+class TimelessFloors(Floors):
+    def raise_to(self, view: View, first_live: Mapping[int, int | None]) -> None:
+        super().raise_to(replace(view, epoch=self._epoch), first_live)
+
+
+class Trusting(Process):
+    """Does not look who answers."""
+
+    def is_still(self, view: View) -> bool:
+        return True
+
+
+class HintsOfPins(Process):
+    """Leaves hints that do not allow for what a long writer has yet to commit."""
+
+    def hints(self) -> tuple[Server | None, int, list[Hint]]:
+        view = self.floors.view()
+        return view.server, view.last_id, [Hint(frozenset(), view.floors, view.proven)]
+
+
+@pytest.mark.parametrize("broken", [WritersFirst, PinsUnasked, FromTheHead, Unforgetting, Trusting, HintsOfPins])
 def test_each_part_of_the_proof_is_needed(broken):
     """Without one of its parts a row is lost or overtaken, and the simulation sees it."""
     with pytest.raises(BrokenError):
