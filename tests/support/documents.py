@@ -32,7 +32,7 @@ LOG_ROW = re.compile(r"^\| ([a-z._]+) \| (debug|info|warning|error) \| ([a-z_, ]
 
 def documents() -> list[Path]:
     """Everything that is written for people."""
-    return [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    return [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "examples" / "README.md"]
 
 
 def rendered(text: str) -> str:
