@@ -56,6 +56,8 @@ class Connection:
     task: asyncio.Task[None]
     tail: bytes = b""
     trap: Trap | None = None
+    may_send: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared while what the client sends is held, on this connection alone."""
 
     def reset(self) -> None:
         _reset(self.client)
@@ -119,9 +121,23 @@ class TcpProxy:
         """Holds all data ("up" is towards the server) while TCP goes on acknowledging it. Nobody notices."""
         self._apply(lambda: [self._open[way].clear() for way in _ways(direction)])
 
+    def hold_sender_of(self, needle: bytes) -> threading.Event:
+        """Once: holds what the connection sends that first sends these bytes. All other connections go on.
+
+        Returns:
+            an event that is set when there is such a connection. `thaw` delivers what was held.
+        """
+        trap = Trap(needle, forward=True)
+        self._apply(lambda: setattr(self, "_hold", trap))
+        return trap.sprung
+
     def thaw(self) -> None:
         """Delivers what was held, in order."""
-        self._apply(lambda: [gate.set() for gate in self._open.values()])
+        self._apply(self._thaw)
+
+    def _thaw(self) -> None:
+        for gate in (*self._open.values(), *(connection.may_send for connection in self._connections)):
+            gate.set()
 
     def cut(self) -> None:
         """Resets every connection, on both sides. New ones are welcome."""
@@ -175,8 +191,10 @@ class TcpProxy:
         self._bytes_per_second: float | None = None
         self._is_dropping = False
         self._trap: Trap | None = None
+        self._hold: Trap | None = None
         for way in _ways("both"):
-            self._open.setdefault(way, asyncio.Event()).set()
+            self._open.setdefault(way, asyncio.Event())
+        self._thaw()
 
     def _apply(self, change: Callable[[], object]) -> None:
         async def applied() -> None:
@@ -215,6 +233,7 @@ class TcpProxy:
         task = asyncio.current_task()
         assert task is not None
         connection = Connection(client, server, task)
+        connection.may_send.set()
         self._connections.add(connection)
         try:
             # A cut cancels this task, which then ends like any other: asyncio reports the cancelled ones as errors.
@@ -234,8 +253,8 @@ class TcpProxy:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(from_client, up, lambda data: self._heard(connection, data)))
                 tasks.create_task(self._read(from_server, down, lambda data: _answered(connection)))
-                tasks.create_task(self._write(connection.server, up, "up"))
-                tasks.create_task(self._write(connection.client, down, "down"))
+                tasks.create_task(self._write(connection, connection.server, up, "up"))
+                tasks.create_task(self._write(connection, connection.client, down, "down"))
         except* (Cut, OSError):
             connection.reset()
             if connection.trap is not None:
@@ -251,11 +270,15 @@ class TcpProxy:
             end = Cut()
         await queue.put((self._due(), end))
 
-    async def _write(self, sink: asyncio.StreamWriter, queue: asyncio.Queue, way: Direction) -> None:
+    async def _write(
+        self, connection: Connection, sink: asyncio.StreamWriter, queue: asyncio.Queue, way: Direction
+    ) -> None:
         while True:
             due, item = await queue.get()
             await asyncio.sleep(due - asyncio.get_running_loop().time())
             await self._open[way].wait()
+            if way == "up":
+                await connection.may_send.wait()
             if isinstance(item, Closed):
                 sink.write_eof()
                 return
@@ -279,7 +302,11 @@ class TcpProxy:
         return asyncio.get_running_loop().time() + self._latency_seconds
 
     def _heard(self, connection: Connection, data: bytes) -> None:
-        """Springs the trap. The bytes may be spread over two chunks, so the end of the last one is kept."""
+        """Springs the traps. The bytes may be spread over two chunks, so the end of the last one is kept."""
+        if self._hold is not None and self._hold.needle in data:
+            connection.may_send.clear()
+            self._hold.sprung.set()
+            self._hold = None
         trap = self._trap
         if trap is None:
             return
