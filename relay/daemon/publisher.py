@@ -154,7 +154,7 @@ class Publisher:
 
     def _finished(self, outcomes: list[Outcome] | None) -> Report:
         self._report.outcomes = outcomes
-        self._report.words = self._sender.words.words
+        self._report.words = self._report.words or self._sender.words.words
         return self._report
 
     def _publish_all(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
@@ -289,6 +289,7 @@ class Publisher:
         if held is None:
             held = set(sick) if sick and not sender.may_purge else pending.topics
         self._report.unanswered.update(held)
+        self._report.words = sender.words.words
         self._unanswered.keep(pending, held)
         del self._senders[sender.is_exact]
         self._sender = self._choose(0)

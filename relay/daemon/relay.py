@@ -258,7 +258,7 @@ def readings(state: State, presence: Presence, floors: Floors) -> dict[str, Figu
     known: dict[str, float | None] = {
         "relay_kafka_up": presence.is_up,
         "relay_database_up": state.database_up,
-        "relay_paused_topics": len(floors.paused()),
+        "relay_paused_topics": len(floors.view().paused),
         "relay_asleep": state.asleep.is_set(),
         "relay_heartbeat_timestamp_seconds": time.time() - (state.clock() - state.heartbeat)
         if state.heartbeat

@@ -166,6 +166,7 @@ class Worker:
         if report.outcomes is None:
             self._lane_book.give_back(self._index)
         failpoint("after_ack")
+        self._say_held(report)
         try:
             is_careful = self._unsettled.is_careful
             delivered, stuck = self._settler.settle(
@@ -256,12 +257,19 @@ class Worker:
             self._log.warning("relay.fenced", frozen_s=round(took, 1))
         for topic, reason in report.troubles.items():
             self._pause_topic(topic, reason)
-        for topic in report.unanswered - report.troubles.keys():
-            self._state.problems[f"topic {topic}"] = "RLY-702: the topic does not answer"
         if report.unanswered or unknown:
             self._ask_kafka(report, delivered)
         else:
             self._in_vain = 0
+
+    def _say_held(self, report: Report) -> None:
+        """Says which topics wait for the outcome of their records, also where the unit fails afterwards."""
+        for topic in report.unanswered - report.troubles.keys():
+            self._state.problems[f"topic {topic}"] = "RLY-702: records of the topic are not answered yet"
+            self._log.error(
+                "topic.paused", topic=topic, code="RLY-702", reason=report.words or self._publisher.rebuilt_because,
+                hint="records of it may be on the wire; its events wait until their outcome is known",
+            )  # fmt: skip
 
     def _pause_topic(self, topic: str, reason: str) -> None:
         """Leaves a topic alone that cannot be written."""
@@ -278,11 +286,6 @@ class Worker:
             return
         if report.unanswered:
             # Held topic by topic: the others go on.
-            for topic in report.unanswered - report.troubles.keys():
-                self._log.error(
-                    "topic.paused", topic=topic, code="RLY-702", reason=report.words or "no answer",
-                    hint="records of it may be on the wire; its events wait for their outcome",
-                )  # fmt: skip
             return
         self._in_vain = 0 if delivered else self._in_vain + 1
         self._presence.lost(report.cause or report.words)
