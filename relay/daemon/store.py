@@ -305,6 +305,8 @@ class Store:
     def park(self, rows: Sequence[Row], *, policy: str, waits: bool, code: str, reason: str, attempts: int) -> None:
         """Moves rows of the open unit to the parked events."""
         parameters = {"lanes": [row[0] for row in rows], "ids": [row[1] for row in rows], "policy": policy}
+        # The words of others, into a database of any encoding: no character may keep an event from being parked.
+        reason = reason.replace("\0", " ").encode("ascii", "backslashreplace").decode("ascii")
         statement = queries.PARK if self._one(queries.HAS_PARK, {})[0] else queries.PARK_BEFORE_3
         self._connection.execute(
             statement, {**parameters, "waits": waits, "code": code, "reason": reason, "attempts": attempts}

@@ -6,6 +6,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from relay.daemon.floors import Floors
+from relay.daemon.store import Store
+from relay.database import connect
 from relay.outbox.refusals import translated
 from relay.schema.install import upgrade
 from tests.support.postgres import drop_database
@@ -87,3 +90,16 @@ def test_a_text_in_utf_8_is_always_readable(database):
         for key in ("", "é", "\U0001f600", "\uffff"):
             assert connection.execute("SELECT relay.is_readable(%s)", (key,)).fetchone() == (True,)
             connection.execute("SELECT relay.emit('t', %s, 'x'::bytea)", (key,))
+
+
+def test_a_reason_that_the_databases_encoding_does_not_have_parks_the_event(encoded, writer):
+    """Reasons repeat the words of Kafka and of the system, in whatever language they are."""
+    writer.execute("SELECT relay.emit('t', 'k', 'x'::bytea)")
+    with connect(encoded[0], "relay worker 0 h") as connection:
+        store = Store(connection, Floors(64), rows_max=10, bytes_max=1 << 20, lanes_max=64, takeover_seconds=20)
+        unit = store.claim()
+        store.park(unit.rows, policy="park", waits=False, code="RLY-703", reason="\u0442ак\0\x81", attempts=2)
+        store.commit()
+    found = writer.execute("DELETE FROM relay.parked RETURNING reason").fetchall()
+    writer.execute("UPDATE relay.lane SET parked = 0")
+    assert found == [("\\u0442\\u0430\\u043a \\x81",)]
