@@ -11,14 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import psycopg
-
 from relay.config import Settings
 from relay.core.event import SEPARATOR, Outcome, Row
 from relay.daemon.publisher import Publisher, Report
 from relay.daemon.store import Store, Unit
 from relay.daemon.tenure import Tenure
-from relay.daemon.unsettled import is_connection_lost
 from relay.logs import Logger
 from relay.metrics import Metrics
 
@@ -83,18 +80,10 @@ class Poison:
         return delivered, stuck
 
     def _can_park(self, store: Store, row: Row, words: str) -> bool:
-        """Whether the database lets the row be parked, tried and taken back."""
-        store.set_savepoint()
-        try:
-            store.park([row], policy="park", waits=False, code="RLY-703", reason=words, attempts=2)
-        except psycopg.Error as error:
-            if is_connection_lost(error):
-                raise
-            return False
-        finally:
-            if store.is_alive():
-                store.back_to_savepoint()
-        return True
+        """Whether the database lets the row be parked."""
+        return store.allows(
+            lambda: store.park([row], policy="park", waits=False, code="RLY-703", reason=words, attempts=2)
+        )
 
     def _apply(self, store: Store, row: Row, words: str, tenure: Tenure) -> bool:
         """Applies the policy to one row. Returns True if it is to be removed like a delivered one."""

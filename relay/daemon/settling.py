@@ -7,16 +7,14 @@ rows that cannot be removed, and the others are removed without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import psycopg
+from functools import partial
 
 from relay.core.event import Row
 from relay.core.settlement import Settlement, settle, without
 from relay.daemon.poison import Poison
 from relay.daemon.publisher import Report
-from relay.daemon.store import MovedError, Store, Unit
+from relay.daemon.store import Store, Unit
 from relay.daemon.tenure import Tenure
-from relay.daemon.unsettled import is_connection_lost
 
 PROBES_MAX = 48
 """How many deletions one unit may try in order to find the rows that cannot be removed."""
@@ -73,7 +71,7 @@ def find_stuck(store: Store, rows: Sequence[Row]) -> list[Row]:
     while parts:
         part = parts.pop()
         probes += 1
-        if _can_remove(store, part):
+        if store.allows(partial(store.remove, part)):
             continue
         if len(part) == 1 or probes + len(parts) + 2 > PROBES_MAX:
             stuck += part
@@ -81,19 +79,3 @@ def find_stuck(store: Store, rows: Sequence[Row]) -> list[Row]:
         middle = len(part) // 2
         parts += [part[middle:], part[:middle]]
     return stuck
-
-
-def _can_remove(store: Store, rows: Sequence[Row]) -> bool:
-    store.set_savepoint()
-    try:
-        store.remove(rows)
-    except MovedError:
-        return False
-    except psycopg.Error as error:
-        if is_connection_lost(error):
-            raise
-        return False
-    finally:
-        if store.is_alive():
-            store.back_to_savepoint()
-    return True

@@ -24,6 +24,7 @@ from relay.daemon import queries
 from relay.daemon.failpoints import failpoint, is_armed
 from relay.daemon.floors import Floors, Server, View
 from relay.daemon.lookout import FalteredError, Lookout, VoidError
+from relay.daemon.unsettled import is_connection_lost
 from relay.database import Connection
 
 TID_ARRAY = 1010
@@ -326,13 +327,25 @@ class Store:
         self._connection.execute("COMMIT")
         failpoint("after_commit")
 
-    def set_savepoint(self) -> None:
-        """Begins a try within the unit. What it changes goes with `back_to_savepoint`."""
-        self._connection.execute("SAVEPOINT try")
+    def allows(self, change: Callable[[], None]) -> bool:
+        """Tries a change of the open unit and takes it back; False if the database refuses it. The lanes stay locked.
 
-    def back_to_savepoint(self) -> None:
-        """Takes back what was done since the savepoint. The lanes stay locked."""
-        self._connection.execute("ROLLBACK TO SAVEPOINT try")
+        Raises:
+            psycopg.Error: the connection is lost.
+        """
+        self._connection.execute("SAVEPOINT try")
+        try:
+            change()
+        except MovedError:
+            return False
+        except psycopg.Error as error:
+            if is_connection_lost(error):
+                raise
+            return False
+        finally:
+            if self.is_alive():
+                self._connection.execute("ROLLBACK TO SAVEPOINT try")
+        return True
 
     def abandon(self) -> None:
         """Ends the unit and changes nothing."""

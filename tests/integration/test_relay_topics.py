@@ -6,7 +6,10 @@ import threading
 
 import psycopg
 import pytest
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, TopicPartition
 
+from relay.core.event import Row
+from relay.daemon.sender import Sender
 from tests.support import scenario
 from tests.support.kafka import KafkaCluster, fresh_topic
 from tests.support.relay_process import FOR_TESTS, SHORT, RelayProcess, eventually
@@ -92,6 +95,22 @@ def test_a_record_without_a_key_is_refused_by_a_compacted_topic_and_takes_no_nei
     assert len(records) == 203
     assert scenario.ask(database, "SELECT count(*) FROM relay.parked WHERE key IS NULL") == 20
     assert scenario.ask(database, "SELECT count(*) FROM relay.parked") == 20
+
+
+def test_a_record_has_the_time_that_its_sender_is_given(kafka):
+    """It is the database's: a host whose clock is wrong has nothing refused for it."""
+    topic, at = fresh_topic(kafka, 1), 1_600_000_000_000
+    sender = Sender({"bootstrap.servers": kafka.bootstrap}, batch_bytes=1_000_000, is_exact=True)
+    assert sender.produce([Row(0, 1, b"", topic, b"k", "", b"id", b"v", None)], at) == 1
+    eventually(lambda: sender.flush(1) or not sender.pending, 30, "the record to be answered")
+    assert not sender.failures
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "time", "auto.offset.reset": "earliest"})
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        message = eventually(lambda: consumer.poll(1), 30, "the record")
+    finally:
+        consumer.close()
+    assert message.timestamp() == (TIMESTAMP_CREATE_TIME, at)
 
 
 def test_a_session_that_ended_between_the_claim_and_the_first_record_sends_nothing(database, kafka):

@@ -53,13 +53,12 @@ class Refusing:
         self.stuck = stuck
         self.tries = 0
 
-    def set_savepoint(self) -> None:
+    def allows(self, change) -> bool:
         self.tries += 1
-
-    def back_to_savepoint(self) -> None:
-        pass
-
-    def is_alive(self) -> bool:
+        try:
+            change()
+        except MovedError:
+            return False
         return True
 
     def remove(self, rows) -> None:
