@@ -215,9 +215,7 @@ def _explain_connection(error: psycopg.Error) -> RelayError:
     text = str(error).strip().splitlines()
     first = text[0].removeprefix("connection failed: ") if text else type(error).__name__
     if LOGIN_REFUSED.search(first):
-        return UnreachableError(
-            "RLY-302", "the database refuses the login", "check user and password in RELAY_DATABASE_URL"
-        )
+        return _login_refused(first.rpartition("FATAL: ")[2].strip())
     if "read-only" in first:
         return _read_only()
     if first.startswith(("connection is bad: invalid ", "could not match ")):
@@ -233,9 +231,7 @@ def _explain_connection(error: psycopg.Error) -> RelayError:
 
 def _explain_statement(error: psycopg.Error, state: str) -> RelayError:
     if state in ("28000", "28P01"):
-        return UnreachableError(
-            "RLY-302", "the database refuses the login", "check user and password in RELAY_DATABASE_URL"
-        )
+        return _login_refused(error.diag.message_primary or "")
     if state == "25006":
         return _read_only()
     if state == "42501" and "row-level security" in (error.diag.message_primary or ""):
@@ -255,6 +251,12 @@ def _explain_statement(error: psycopg.Error, state: str) -> RelayError:
     return UnreachableError(
         "RLY-301", f"the database answered with SQLSTATE {state}", "look into the database's log and try again"
     )
+
+
+def _login_refused(words: str) -> UnreachableError:
+    """The server's words name the role, the host and the rule, never a password."""
+    what = f"the database refuses the login: {words}" if words else "the database refuses the login"
+    return UnreachableError("RLY-302", what, "check user and password in RELAY_DATABASE_URL, and pg_hba.conf")
 
 
 def _read_only() -> RelayError:

@@ -96,7 +96,7 @@ def _writers(now: Glance) -> tuple[Line, list[Line]]:
     ]
     heading = "open transactions that wrote" if rows else "open transactions that wrote: none"
     if now.hides_writers:
-        heading += " (since when, by pg_read_all_stats only)"
+        heading += " (GRANT pg_read_all_stats shows since when)"
     return Line(heading, "bold"), rows
 
 

@@ -64,7 +64,7 @@ class Glance:
     @property
     def hides_writers(self) -> bool:
         """Whether since when some of them are open is hidden from this role, as it lacks pg_read_all_stats."""
-        return any(one.pid is not None and one.seconds is None for one in self.writers)
+        return any(one.is_hidden for one in self.writers)
 
     @property
     def waiting(self) -> int:

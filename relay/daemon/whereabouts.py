@@ -21,6 +21,7 @@ from relay.database import Connection, explain
 T = TypeVar("T")
 
 SHOWN_MAX = 20
+OTHERS = "what sessions of other roles do, and since when (GRANT pg_read_all_stats shows it)"
 
 # Walks the backlog: there is no index on event_id, since it would cost every event more than this costs one question.
 BY_EVENT: LiteralString = """\
@@ -131,6 +132,11 @@ class Holder:
     state: str | None
     seconds: float | None
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is the session of another role, of which this one may not see more."""
+        return self.pid is not None and self.seconds is None
+
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
@@ -213,14 +219,18 @@ def _find(read: _Reader, *, by_key: bool) -> Whereabouts:
         nobody: list[Holder] = []
         key_holders = read.all(KEY_HOLDERS, Holder)
         key_holders += read.allowed("who changes its entity", nobody, lambda: read.all(VERSION_HOLDERS, Holder))
+    lane_holders = read.all(LANE_HOLDER, Holder, lane=lane) if lane is not None else []
+    writers = read.all(WRITERS, Holder)
+    if any(one.is_hidden for one in (*lane_holders, *key_holders, *writers)):
+        read.hidden.append(OTHERS)
     return Whereabouts(
         waiting=waiting,
         parked=parked,
         lane=lane,
-        lane_holders=read.all(LANE_HOLDER, Holder, lane=lane) if lane is not None else [],
+        lane_holders=lane_holders,
         blocked_by=blocked_by,
         key_holders=key_holders,
-        writers=read.all(WRITERS, Holder),
+        writers=writers,
         relays=sum(name.startswith(("relay worker ", "relay watch ")) for name in read.names()),
         hidden=read.hidden,
     )

@@ -145,6 +145,7 @@ def test_wrong_settings_are_a_finding(settings, code):
 def test_a_role_that_does_not_exist_and_a_database_that_does_not(database):
     findings = look(database.replace("postgres@", "nobody-we-know@"))
     assert seen(findings, "database") == ("failed", "RLY-302")
+    assert 'role "nobody-we-know" does not exist' in findings["database"].found
     assert seen(findings, "grants") == ("unknown", "RLY-809")
     assert seen(look(database + "-gone"), "database") == ("failed", "RLY-301")
 
@@ -239,6 +240,30 @@ def test_topics_that_are_missing_or_take_less_than_the_outbox(database, kafka, o
     codes = {f.code for f in examine(load(_settings(database, kafka.bootstrap))) if f.subject == small}
     assert codes == {"RLY-812", "RLY-814"}
     assert seen(look(database, kafka.bootstrap), "absent") == ("failed", "RLY-702")
+
+
+def test_a_producer_that_takes_less_than_the_outbox_is_found(database, kafka, monkeypatch):
+    """librdkafka refuses before the topic is asked."""
+    fresh = {"RELAY_KAFKA__MESSAGE_MAX_BYTES": "2000"}
+    topics = [one for one in examine(load(_settings(database, kafka.bootstrap) | fresh)) if one.check == "topic"]
+    (own,) = [one for one in topics if not one.subject]
+    assert (own.state, own.code) == ("failed", "RLY-812")
+    assert own.found.startswith("kafka.message.max.bytes is 2,000")
+    by_default = examine(load(_settings(database, kafka.bootstrap)))
+    assert not [one for one in by_default if one.check == "topic" and not one.subject]
+
+
+def test_checks_that_end_in_anything_are_a_finding(database, kafka, monkeypatch):
+    """And neither a traceback nor silence about the others."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("payload of somebody")
+
+    monkeypatch.setattr(of_kafka.Look, "_topics", broken)
+    findings = look(database, kafka.bootstrap)
+    assert seen(findings, "topic") == ("unknown", "RLY-809")
+    assert findings["topic"].found == "the checks ended in RuntimeError"
+    assert seen(findings, "kafka") == seen(findings, "database") == ("ok", "")
 
 
 def _settings(dsn: str, bootstrap: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from relay.daemon.floors import Floors
 from relay.daemon.store import Store
 from relay.database import connect
+from relay.schema.grants import grants
 from tests.support.commands import emit, park, relay
 from tests.support.relay_process import eventually
 
@@ -58,6 +60,50 @@ def test_once_it_shows_backlog_lanes_parked_events_and_writers(database, owner):
         assert "\x1b" not in said.stdout
         assert max(map(len, said.stdout.splitlines())) <= 80
         store.abandon()
+
+
+def test_what_a_role_may_not_see_of_writers_names_the_right(database, owner):
+    """In a terminal, for scripts, and in `explain`."""
+    owner.execute("CREATE ROLE onlooker LOGIN")
+    owner.execute(grants([("monitor", "onlooker")]))
+    settings = {"RELAY_DATABASE_URL": database.replace("postgres@", "onlooker@")}
+    try:
+        with psycopg.connect(database) as writer:
+            writer.execute("SELECT relay.emit('orders', 'open', 'x'::text)")
+            assert "(GRANT pg_read_all_stats shows since when)" in relay("top", "--once", settings=settings).stdout
+            assert json.loads(relay("top", "--json", settings=settings).stdout)["writers_hidden"] is True
+            said = " ".join(relay("explain", str(uuid4()), settings=settings).stdout.split())
+            assert (
+                "Hidden from this role: what sessions of other roles do, and since when (GRANT pg_read_all_stats"
+                in said
+            )
+            owner.execute("GRANT pg_read_all_stats TO onlooker")
+            assert "pg_read_all_stats" not in relay("top", "--once", settings=settings).stdout
+            assert json.loads(relay("top", "--json", settings=settings).stdout)["writers_hidden"] is False
+    finally:
+        owner.execute("DROP OWNED BY onlooker; DROP ROLE onlooker")
+
+
+@pytest.mark.parametrize("command", [("status",), ("top",)])
+def test_whether_kafka_answers_is_asked_and_said(database, kafka, command):
+    """Or that it was not asked, and why."""
+    settings = {"RELAY_DATABASE_URL": database}
+    once = () if command == ("status",) else ("--once",)
+    assert "not asked, since kafka.bootstrap.servers is not set" in relay(*command, *once, settings=settings).stdout
+    unasked = json.loads(relay(*command, "--json", settings=settings).stdout)["kafka"]
+    assert (unasked["up"], unasked["brokers"]) == (None, 0)
+    there = {**settings, "RELAY_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap}
+    # A busy machine may take longer to answer than an operator is kept waiting.
+    eventually(lambda: "answers, 1 broker" in relay(*command, *once, settings=there).stdout, 90, "the answer")
+    away = {**settings, "RELAY_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    said = eventually(
+        lambda: [one for one in [_kafka_of(command, away)] if one["up"] is False], 90, "the answer that there is none"
+    )
+    assert "Connection refused" in said[0]["reason"]
+
+
+def _kafka_of(command: tuple[str, ...], settings: dict[str, str]) -> dict:
+    return json.loads(relay(*command, "--json", settings=settings).stdout)["kafka"]
 
 
 def test_rates_are_what_was_written_and_removed(database, owner):
