@@ -319,7 +319,7 @@ def test_each_writer_of_a_key_sees_all_that_came_before_and_nothing_that_comes_l
         draw = random.Random(number)
         try:
             with psycopg.connect(any_database) as connection:
-                for turn in range(6 if number < 3 else 150):
+                for turn in range(3 if number < 3 else 60):
                     if number < 3:
                         fill(connection, f"own{number}.{turn}.")
                     # Sorted: writers that take keys in any order may end in a deadlock, whatever locks them.
@@ -335,10 +335,10 @@ def test_each_writer_of_a_key_sees_all_that_came_before_and_nothing_that_comes_l
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(240)
+        thread.join(600)
     assert not failed
     for key in keys:
         counted = [row[0] for row in watcher.execute("SELECT n FROM seen WHERE key = %s ORDER BY id", (key,))]
         assert counted == list(range(1, len(counted) + 1)), key
-        assert len(counted) > 50
+        assert len(counted) > 15
     assert left(watcher) == 0

@@ -38,15 +38,21 @@ def writer(prepares):
 
 
 def notified(dsn: str, *statements: str) -> bool:
-    """Whether a commit of these statements wakes who listens."""
+    """Whether a commit of these statements wakes who listens: notifications arrive in the order of commits."""
     with psycopg.connect(dsn, autocommit=True) as listener, psycopg.connect(dsn) as connection:
         listener.execute("LISTEN relay_wake")
         for statement in statements:
             connection.execute(statement)
         connection.commit()
-        # Notifications arrive with the next answer.
-        listener.execute("SELECT 1")
-        return bool(list(listener.notifies(timeout=0)))
+        connection.execute("SELECT pg_notify('relay_wake', 'last')")
+        connection.commit()
+        heard = []
+        for notification in listener.notifies(timeout=60):
+            heard.append(notification.payload)
+            if notification.payload == "last":
+                break
+        assert heard[-1:] == ["last"]
+        return len(heard) > 1
 
 
 @pytest.mark.parametrize("way", WRITES)
