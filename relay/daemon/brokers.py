@@ -120,10 +120,6 @@ class Brokers:
             futures = self._admin.describe_topics(TopicCollection(sorted(topics)), request_timeout=PROBE_SECONDS)
         return Inquiry(futures or {topic: _Silence() for topic in topics}, self._facts)
 
-    def can_write(self, topic: str) -> bool:
-        """Whether a topic exists with leaders and enough replicas, as far as metadata tells."""
-        return self.inquire([topic]).answer(PROBE_SECONDS) == {}
-
     def learn(self, topics: set[str]) -> dict[str, str]:
         """Asks what topics that are new here refuse, or were asked long ago.
 

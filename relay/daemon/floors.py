@@ -117,7 +117,11 @@ class Floors:
         )
 
     def begin(self, view: View, server: Server, last_id: int, hints: Sequence[Hint]) -> None:
-        """Starts from what was proven of this server before, if `view` has met none yet."""
+        """Starts from what was proven of this server before, if `view` has met none yet.
+
+        The topics that were left alone then are paused, and due at once: whether they still cannot be written is asked
+        before anything is walked again on their account.
+        """
         with self._lock:
             if view.epoch != self._epoch or self._server is not None:
                 return
@@ -126,6 +130,8 @@ class Floors:
             self._last_id = last_id
             self._horizon = Horizon.after(max((hint.proven for hint in hints), default=0))
             for hint in hints:
+                for topic in hint.topics:
+                    self._paused.setdefault(topic, -math.inf)
                 known = self._known.setdefault(hint.topics, [0] * self._lanes)
                 for lane, floor in enumerate(hint.floors[: self._lanes]):
                     known[lane] = raised_floor(known[lane], floor, hint.proven)

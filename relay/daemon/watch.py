@@ -30,7 +30,7 @@ import psycopg
 from relay.config import Settings
 from relay.core.backoff import backoff_seconds
 from relay.daemon import queries
-from relay.daemon.brokers import Brokers
+from relay.daemon.brokers import PROBE_SECONDS, Brokers
 from relay.daemon.floors import Floors
 from relay.daemon.observer import Observer
 from relay.daemon.sight import hidden
@@ -211,13 +211,23 @@ class Watch:
         """Takes topics up again that can be written now, or whose records all have an outcome."""
         for topic in self._unanswered.serve():
             self._resumed(topic)
-        for topic in self._floors.due(now):
-            if self._brokers.can_write(topic):
+        due = self._floors.due(now)
+        troubles = self._brokers.inquire(due).answer(PROBE_SECONDS) if due else {}
+        for topic in due:
+            if troubles is not None and topic not in troubles:
                 self._brokers.forget(topic)
                 self._floors.resume(topic)
                 self._resumed(topic)
             else:
                 self._floors.pause(topic, now + self._settings.daemon.topic_retry_seconds)
+                self._say_still_paused(topic, (troubles or {}).get(topic, "the brokers do not answer"))
+
+    def _say_still_paused(self, topic: str, reason: str) -> None:
+        """Names a topic that has not been said to be paused: a relay before this one did that."""
+        if f"topic {topic}" not in self._state.problems:
+            self._state.problems[f"topic {topic}"] = f"RLY-702: the topic cannot be written: {reason}"
+            hint = "create the topic, grant Write on it, or bring its brokers back; its events wait"
+            self._log.error("topic.paused", topic=topic, code="RLY-702", reason=reason, hint=hint)
 
     def _resumed(self, topic: str) -> None:
         if topic in self._floors.view().paused:
