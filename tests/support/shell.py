@@ -28,7 +28,7 @@ SERVERS = """\
 served() {  # NAME OF WHAT IT SAYS, COMMAND: starts it, waits until it serves, and stops it as an operator does
     local says="$1" log="$KEPT/served.log"; shift
     "$@" > "$log" 2>&1 & local pid=$!
-    for _ in $(seq 600); do
+    for _ in $(seq 1200); do
         if grep -q "$says" "$log"; then kill -TERM $pid; wait $pid && return 0; [ $? = 143 ] && return 0; break; fi
         kill -0 $pid 2> /dev/null || break
         sleep 0.1
