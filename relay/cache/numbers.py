@@ -106,12 +106,8 @@ class Recorder(Protocol):
         """One value into a histogram."""
         ...
 
-    def show(self, metric: Metric, *labels: str, value: float) -> None:
-        """Sets a gauge."""
-        ...
-
     def ask(self, source: Callable[[], Iterable[Sample]]) -> None:
-        """Calls `source` whenever the figures are read: for what is counted elsewhere, as the hits of a fast path."""
+        """Calls `source` whenever the figures are read: for gauges, and for what is counted elsewhere."""
         ...
 
 
@@ -185,11 +181,6 @@ class Numbers:
             if found is None:
                 found = self._distributions[metric, labels] = Distribution()
             found.add(value)
-
-    def show(self, metric: Metric, *labels: str, value: float) -> None:
-        """Sets a gauge."""
-        with self._lock:
-            self._values[metric, labels] = value
 
     def ask(self, source: Callable[[], Iterable[Sample]]) -> None:
         """Calls `source` at each `snapshot`."""

@@ -21,12 +21,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from relay.cache.local import Local
-from relay.cache.numbers import FEED_SILENCE, Numbers, Recorder
+from relay.cache.numbers import FEED_SILENCE, Numbers, Recorder, Sample
 from relay.cache.tiers import SharedTier
 from relay.consumer.events import say
 from relay.consumer.health import Health, Troubles
@@ -84,6 +84,8 @@ class Feed:
         self._thread: threading.Thread | None = None
         self._follower: Follower | None = None
         self._pid = 0
+        self._heard_at = 0.0
+        self._recorder.ask(self._silence)
 
     def start(self) -> None:
         """Closes the tier, starts the thread that will open it, and returns at once. Started twice, it goes on.
@@ -144,7 +146,7 @@ class Feed:
 
     def _run(self, kind: type[Follower], stop: threading.Event) -> None:
         attempt = 0
-        self._recorder.show(FEED_SILENCE, self._name, value=0)
+        self._heard_at = time.monotonic()
         while not stop.is_set():
             began = time.monotonic()
             follower = kind(
@@ -163,6 +165,11 @@ class Feed:
             stop.wait(backoff_seconds(attempt, random.random(), first=0.1, cap=2.0))  # noqa: S311
 
     def _on_proof(self, silence_seconds: float) -> None:
-        self._recorder.show(FEED_SILENCE, self._name, value=silence_seconds)
+        self._heard_at = time.monotonic() - silence_seconds
         if self._local.is_open:
             self._troubles.end("feed")
+
+    def _silence(self) -> Iterator[Sample]:
+        """Read when somebody asks: shown at each proof, it would stand still as soon as there is none."""
+        if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid() and self._heard_at:
+            yield Sample(FEED_SILENCE, (self._name,), time.monotonic() - self._heard_at)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from relay.cache import Local, RedisShared
+from relay.cache.numbers import FEED_SILENCE, Numbers
 from relay.cache.reference import ReferenceTier
 from relay.cache.tiers import Position, Progress
 from relay.consumer import Consumer, Feed
+from relay.consumer.follower import SILENCE_SECONDS
 from tests.support import redis
 from tests.support.consumers import Writer, fresh_group, is_settled, until
 from tests.support.kafka import KafkaCluster, fresh_topic
@@ -150,3 +152,22 @@ def test_without_a_sign_of_life_the_tier_closes_and_opens_again_when_the_broker_
                 until("the tier is closed", lambda: not local.is_open)
                 heal()
             until("the tier is open again", lambda: local.is_open)
+
+
+def test_the_silence_of_a_feed_goes_on_while_nothing_is_heard(own_kafka):
+    """It is that of the moment in which somebody asks, and absent while the feed does not run."""
+    numbers, local = Numbers(), Local()
+    kafka = {"bootstrap.servers": own_kafka.bootstrap}
+
+    def silence() -> float | None:
+        return numbers.snapshot().values.get((FEED_SILENCE, ("local",)))
+
+    with Feed(local=local, kafka=kafka, topics=[fresh_topic(own_kafka)], recorder=numbers):
+        until("the tier is open", lambda: local.is_open)
+        until("it has heard something", lambda: (silence() or 9) < SILENCE_SECONDS)
+        own_kafka.pause(0)
+        # Longer than the feed waits: it has closed the tier by then, and tries to join again.
+        until("the silence is long", lambda: (silence() or 0) > 3 * SILENCE_SECONDS)
+        own_kafka.resume(0)
+        until("it has heard something again", lambda: (silence() or 9) < SILENCE_SECONDS)
+    assert silence() is None

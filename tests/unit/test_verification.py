@@ -305,7 +305,7 @@ def test_prometheus_is_shown_what_was_counted():
     numbers.count(READS, "user", "local", "hit", by=2)
     numbers.ask(lambda: [Sample(READS, ("user", "local", "hit"), 3)])
     numbers.measure(SERVED_AGE, "user", "shared", value=0.3)
-    numbers.show(TIER_OPEN, "shared", value=1)
+    numbers.ask(lambda: [Sample(TIER_OPEN, ("shared",), 1)])
     registry = CollectorRegistry()
     registry.register(CacheCollector(numbers))
     text = generate_latest(registry).decode()
