@@ -204,13 +204,14 @@ SELECT topic, count(*) FROM (SELECT topic FROM relay.outbox LIMIT 100000) AS o G
 # The sleeping relay's half of the wake-up (relay.append_event has the other): whether it has the lock now, and whether
 # another relay has it. A session's lock, on the watch's own connection. In the same statement the session is bounded:
 # a process that stands still must lose the lock, which makes every commit notify, and the server is the only one that
-# can take it away. TCP's probes do the same for a host that died.
+# can take it away, between transactions or within one. TCP's probes do the same for a host that died.
 SLEEP: LiteralString = """\
 SELECT pg_try_advisory_lock(7236836), EXISTS (
     SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = 7236836
     AND mode = 'ExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())),
     set_config('idle_session_timeout', %(takeover_ms)s::text, false),
+    set_config('idle_in_transaction_session_timeout', %(takeover_ms)s::text, false),
     set_config('tcp_user_timeout', %(takeover_ms)s::text, false),
     set_config('tcp_keepalives_idle', %(probe_seconds)s::text, false),
     set_config('tcp_keepalives_interval', %(probe_seconds)s::text, false),
@@ -218,4 +219,5 @@ SELECT pg_try_advisory_lock(7236836), EXISTS (
 # Awake the watch may be busy elsewhere for longer, and holds nothing that anybody waits for.
 AWAKE: LiteralString = """\
 SELECT CASE WHEN %(holds_lock)s::boolean THEN pg_advisory_unlock(7236836) END,
-       set_config('idle_session_timeout', '0', false), set_config('tcp_user_timeout', '0', false)"""
+       set_config('idle_session_timeout', '0', false), set_config('tcp_user_timeout', '0', false),
+       set_config('idle_in_transaction_session_timeout', '0', false)"""

@@ -4,9 +4,13 @@ that died, it loses the lock within its takeover time, and another relay takes o
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
+import psycopg
 import pytest
 
+from relay.daemon import queries
+from relay.database import connect
 from tests.support import nemesis, scenario
 from tests.support.proxy import TcpProxy
 from tests.support.relay_process import SHORT, RelayProcess, eventually
@@ -59,6 +63,25 @@ def test_a_sleeper_that_is_alone_and_frozen_leaves_the_writers_in_peace(database
         assert is_of(relay, again)
         assert again != held
         assert relay.stop() == 0
+
+
+@pytest.mark.parametrize("first", ["SELECT 1", "BEGIN"])
+def test_the_session_of_a_sleeper_ends_wherever_it_stands_still(any_database, first):
+    """Between two statements or between two transactions. Awake it is bounded no more."""
+    bounds = {"takeover_ms": 1000, "probe_seconds": 1}
+    with closing(connect(any_database, "test")) as connection:
+        assert connection.execute(queries.SLEEP, bounds).fetchone()[0]
+        connection.execute(first)
+        eventually(lambda: not sleeper(any_database), 30, "the lock to go")
+        with pytest.raises(psycopg.Error):
+            connection.execute("SELECT 1")
+    with closing(connect(any_database, "test")) as connection:
+        connection.execute(queries.SLEEP, bounds)
+        connection.execute(queries.AWAKE, {"holds_lock": True})
+        assert not sleeper(any_database)
+        connection.execute(first)
+        scenario.ask(any_database, "SELECT pg_sleep(2)")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_host_that_dies_asleep_takes_its_lock_along(database, kafka):
