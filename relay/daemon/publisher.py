@@ -68,6 +68,8 @@ class Report:
     """Topics with records that may still be on the wire. They are held until their outcome is known."""
     reasons: dict[tuple[str, bytes | None, bytes | None], str] = field(default_factory=dict)
     """Kafka's words about rows that it refused, by topic, key and value."""
+    gave_up: str = ""
+    """Why records were not waited for any longer, empty if all have an answer."""
     cause: str = ""
     """Kafka's words about a row whose outcome is unknown, empty if it only did not answer."""
     words: str = ""
@@ -113,7 +115,9 @@ class Publisher:
         if sender is not None and sender.is_dead:
             self._count("it failed for good")
         if sender is None or sender.is_dead or sender.batch_bytes != batch_bytes:
-            sender = Sender(self._properties, batch_bytes=batch_bytes, is_exact=is_exact, clock=self._clock)
+            sender = self._unanswered.take_spare(batch_bytes, is_exact=is_exact) or Sender(
+                self._properties, batch_bytes=batch_bytes, is_exact=is_exact, clock=self._clock
+            )
             self._senders[is_exact] = sender
         return sender
 
@@ -276,6 +280,7 @@ class Publisher:
     def _give_up(self, pending: Pending, why: str, sick: Collection[str]) -> None:
         """Stops waiting. Purges what was never sent; what may be on the wire stays with its sender, which is kept."""
         sender = pending.sender
+        self._report.gave_up = why
         self._exact_until = self._clock() + EXACT_SECONDS
         sender.purge_unsent()
         until = self._clock() + SETTLE_SECONDS

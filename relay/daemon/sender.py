@@ -11,16 +11,18 @@ once and in order, even when the bytes of the first try arrive late, because the
 Purged, timed out, or sent again by another producer, the same late bytes are appended behind newer records. So:
 
 - librdkafka's own time-out for messages is off. Its patience must not end before we know the outcome.
-- Only a record that was never sent may be purged. After a connection was lost, the queue also holds records that were
-  sent before, and nothing tells them apart: then nothing is purged.
+- Only a record that is not on the wire may be purged. A connection that the broker ended carries nothing any more. One
+  that librdkafka gave up after a time-out may: its bytes wait in a frozen broker or in the network. From then on the
+  queue also holds records that were sent before, nothing tells them apart, and nothing is purged until it is empty.
 - A purge leaves a gap in the sequence, so librdkafka takes a new producer id. A record that was on the wire then, and
-  whose connection is lost later, is sent again under that new id: `late_until` says until when its first copy may come.
+  whose connection times out later, is sent again under that new id: `late_until` says until when its first copy counts.
 - A sender that is not empty is never dropped: see relay.daemon.unanswered.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,17 +36,15 @@ from relay.kafka_words import LastWords
 Failure = tuple[KafkaError, str | None, bytes | None, bytes | None]
 """An error, and the topic, key and value of the row that it hit: librdkafka tells no more."""
 
-SUPPRESSED_SECONDS = 35.0
-"""librdkafka repeats an identical connection error only every 30 seconds: one that was noted counts for that long."""
+STATISTICS_MS = 1000
+FRESH_SECONDS = 1.5
+"""How old the statistics may be that say that no request has timed out."""
 
 LATE_SECONDS = 30.0
 """For so long after a lost connection its bytes may still reach a broker that does not know them as a repetition."""
 
 STABLE_SECONDS = 1.0
 """For so long no record has been answered before those left are taken for the records of topics in trouble."""
-
-ENDED = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError.NETWORK_EXCEPTION}
-"""After one of these a connection may have ended with records on it."""
 
 
 class Sender:
@@ -67,13 +67,21 @@ class Sender:
         self.failures: list[Failure] = []
         self.is_dead = False
         """Whether librdkafka has given this producer up for good."""
-        self._trouble_at: float | None = None
+        self._patience = float(properties.get("socket.timeout.ms", 60_000)) / 1000
+        self._begun_at = clock()
+        self._statistics = ""
+        self._seen_at = 0.0
+        self._timeouts = 0
+        self._timeouts_before = 0
+        self._timed_out_at: float | None = None
         self._purged_at: float | None = None
         self._producer = Producer(
             {
                 **properties,
                 "batch.size": batch_bytes,
                 "message.timeout.ms": 0,
+                "statistics.interval.ms": STATISTICS_MS,
+                "stats_cb": self._on_statistics,
                 **({} if is_exact else {"delivery.report.only.error": True}),
                 "on_delivery": self._on_report,
                 "error_cb": self._on_error,
@@ -85,6 +93,9 @@ class Sender:
         """Forgets the outcomes of the last records. To be called while nothing is pending."""
         self.failures.clear()
         self.answered.clear()
+        self._begun_at = self._clock()
+        self._timeouts_before = self._timeouts
+        self._timed_out_at = self._purged_at = None
 
     def _on_report(self, error: KafkaError | None, message: Message) -> None:
         """Must not raise: that makes librdkafka lose its place."""
@@ -97,8 +108,22 @@ class Sender:
         """Having a callback also keeps librdkafka from writing to stderr."""
         self.words.note(error)
         self.is_dead = self.is_dead or error.fatal()
-        if error.code() in ENDED:
-            self._trouble_at = self._clock()
+
+    def _on_statistics(self, text: str) -> None:
+        """Keeps the text: reading it costs something, and is wanted seldom."""
+        self._statistics, self._seen_at = text, self._clock()
+
+    def _has_timed_out(self) -> bool:
+        """Whether a request was given up since `begin`. Nothing else tells: the error callback hears of no time-out.
+
+        Source: librdkafka, STATISTICS.md, `brokers.req_timeouts`.
+        """
+        if self._statistics:
+            self._timeouts = sum(broker["req_timeouts"] for broker in json.loads(self._statistics)["brokers"].values())
+            self._statistics = ""
+        if self._timeouts != self._timeouts_before and self._timed_out_at is None:
+            self._timed_out_at = self._seen_at
+        return self._timed_out_at is not None
 
     @property
     def pending(self) -> int:
@@ -175,11 +200,17 @@ class Sender:
 
     @property
     def may_purge(self) -> bool:
-        """Whether everything in the queue was never sent: no connection has ended that could have carried it."""
-        return self._trouble_at is None or self._clock() - self._trouble_at > SUPPRESSED_SECONDS
+        """Whether nothing in the queue may be on the wire as well: no request has timed out since the sender was empty.
+
+        None can have before the time-out of a socket is over; from then on the latest statistics must say so.
+        """
+        if self._has_timed_out():
+            return False
+        now = self._clock()
+        return now - self._begun_at < self._patience or now - self._seen_at < FRESH_SECONDS
 
     def purge_unsent(self) -> None:
-        """Throws away what was never sent, and serves the reports that say so. What is on the wire stays."""
+        """Throws away what is not on the wire, and serves the reports that say so. What is on the wire stays."""
         self.serve()
         if self.may_purge:
             with contextlib.suppress(KafkaException):
@@ -190,9 +221,9 @@ class Sender:
     @property
     def late_until(self) -> float:
         """Until when a copy of a record may still be appended although its outcome is known. Zero: none can be."""
-        if self._purged_at is None or self._trouble_at is None or self._trouble_at < self._purged_at:
+        if self._purged_at is None or self._timed_out_at is None or self._timed_out_at < self._purged_at:
             return 0.0
-        return self._trouble_at + LATE_SECONDS
+        return self._timed_out_at + LATE_SECONDS
 
 
 class Pending:

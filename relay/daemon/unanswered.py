@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from relay.daemon.brokers import Brokers, Inquiry
 from relay.daemon.floors import Floors
-from relay.daemon.sender import Pending
+from relay.daemon.sender import Pending, Sender
 
 INQUIRE_SECONDS = 1.0
+SPARE_MAX = 4
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Unanswered:
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: list[Kept] = []
+        self._spare: list[Sender] = []
 
     def keep(self, pending: Pending, topics: Collection[str]) -> None:
         """Takes a sender over. From here on the topics are held, so call this before their lanes are free."""
@@ -69,15 +71,27 @@ class Unanswered:
                 return set()
             before, now = self._held(), self._clock()
             for kept in self._kept:
-                kept.pending.sender.serve()
+                # What a broker let go of goes back into the queue. Sent now it might land behind another relay's.
+                kept.pending.sender.purge_unsent()
                 # After a late copy became possible, outcomes no longer say that nothing can come.
                 if not kept.pending.sender.late_until:
                     kept.narrow(self._brokers, now)
+            done = [kept.pending.sender for kept in self._kept if not kept.is_needed(now)]
+            self._spare = [sender for sender in (*self._spare, *done) if not sender.is_dead][-SPARE_MAX:]
             self._kept = [kept for kept in self._kept if kept.is_needed(now)]
             after = self._held()
             if after != before:
                 self._floors.hold(after)
             return before - after
+
+    def take_spare(self, batch_bytes: int, *, is_exact: bool) -> Sender | None:
+        """Returns a sender that was kept and may go on, or None: a new one needs connections and a producer id."""
+        with self._lock:
+            for sender in self._spare:
+                if sender.is_exact == is_exact and sender.batch_bytes == batch_bytes:
+                    self._spare.remove(sender)
+                    return sender
+            return None
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -257,8 +257,8 @@ class Worker:
             self._log.warning("relay.fenced", frozen_s=round(took, 1))
         for topic, reason in report.troubles.items():
             self._pause_topic(topic, reason)
-        if report.unanswered or unknown:
-            self._ask_kafka(report, delivered)
+        if report.gave_up or unknown:
+            self._ask_kafka(report, unknown, delivered)
         else:
             self._in_vain = 0
 
@@ -278,17 +278,18 @@ class Worker:
             hint = "create the topic, grant Write on it, or bring its brokers back; its events wait"
             self._log.error("topic.paused", topic=topic, code="RLY-702", reason=reason, hint=hint)
 
-    def _ask_kafka(self, report: Report, delivered: int) -> None:
+    def _ask_kafka(self, report: Report, unknown: int, delivered: int) -> None:
         """Finds out whether Kafka as a whole is away, or only what was not answered."""
         words = self._brokers.ask()
         if words is not None:
             self._presence.lost(words)
             return
-        if report.unanswered:
-            # Held topic by topic: the others go on.
+        if report.unanswered or report.troubles:
+            # Held or paused topic by topic: the others go on.
             return
         self._in_vain = 0 if delivered else self._in_vain + 1
-        self._presence.lost(report.cause or report.words)
+        if unknown:
+            self._presence.lost(report.cause or report.words)
         self._state.stop.wait(backoff_seconds(self._in_vain + 1, random.random()))  # noqa: S311
 
     def _wait_for_kafka(self) -> None:
