@@ -18,9 +18,10 @@ from relay.schema.install import require_version
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    """Show backlog, parked events, lanes, connected relays, and whether Kafka answers. Reads only, and locks nothing.
+    """Show what waits, who works on it, and whether Kafka answers.
 
-    Kafka is asked from here, for two seconds at most, if the settings name it.
+    Backlog, parked events, lanes and connected relays. Reads only, and locks nothing. Kafka is asked from here, for two
+    seconds at most, if the settings name it.
     """
     reach = Reach(settings().kafka)
     reach.ask()

@@ -288,14 +288,15 @@ class Publisher:
             # What was refused for now went back into the queue.
             sender.flush(WATCH_SECONDS)
             sender.purge_unsent()
-        if not sender.pending:
+        if sender.pending:
+            held = pending.left()
+            if held is None:
+                held = set(sick) if sick and not sender.may_purge else pending.topics
+            self._report.unanswered.update(held)
+            self._unanswered.keep(pending, held)
+        elif sender.may_go_on:
             return
-        held = pending.left()
-        if held is None:
-            held = set(sick) if sick and not sender.may_purge else pending.topics
-        self._report.unanswered.update(held)
         self._report.words = sender.words.words
-        self._unanswered.keep(pending, held)
         del self._senders[sender.is_exact]
         self._sender = self._choose(0)
         self._count(why)

@@ -95,7 +95,7 @@ class Sender:
         self.answered.clear()
         self._begun_at = self._clock()
         self._timeouts_before = self._timeouts
-        self._timed_out_at = self._purged_at = None
+        self._timed_out_at = None
 
     def _on_report(self, error: KafkaError | None, message: Message) -> None:
         """Must not raise: that makes librdkafka lose its place."""
@@ -212,11 +212,19 @@ class Sender:
     def purge_unsent(self) -> None:
         """Throws away what is not on the wire, and serves the reports that say so. What is on the wire stays."""
         self.serve()
-        if self.may_purge:
+        before = self.pending
+        if before and self.may_purge:
             with contextlib.suppress(KafkaException):
                 self._producer.purge(in_queue=True, in_flight=False, blocking=True)
-            self._purged_at = self._clock()
             self.serve()
+            if self.pending < before:
+                self._purged_at = self._clock()
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether more may be given to it. After a purge it waits for a new producer id, and what it is given then was
+        seen neither to be sent nor to be thrown away."""
+        return not self.is_dead and self._purged_at is None
 
     @property
     def late_until(self) -> float:

@@ -77,7 +77,7 @@ class Unanswered:
                 if not kept.pending.sender.late_until:
                     kept.narrow(self._brokers, now)
             done = [kept.pending.sender for kept in self._kept if not kept.is_needed(now)]
-            self._spare = [sender for sender in (*self._spare, *done) if not sender.is_dead][-SPARE_MAX:]
+            self._spare = [sender for sender in (*self._spare, *done) if sender.may_go_on][-SPARE_MAX:]
             self._kept = [kept for kept in self._kept if kept.is_needed(now)]
             after = self._held()
             if after != before:

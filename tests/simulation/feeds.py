@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from relay.cache.local import Local
 from relay.cache.tiers import SharedTier
+from relay.consumer.topology import Described, Shape
 from relay.core.change import LIMITS
 from tests.support.consumers import headers_of
 
@@ -74,6 +75,10 @@ class Broken:
         """Of the error."""
         return "OFFSET_OUT_OF_RANGE"
 
+    def str(self) -> str:
+        """Of the error."""
+        return "Broker: Offset out of range"
+
     def topic(self) -> str:
         """Where."""
         return TOPIC
@@ -135,7 +140,7 @@ class PlayedFeed:
 
     def _join(self) -> None:
         module = self._module
-        module.shapes = lambda *_: {TOPIC: module.Shape("id", 1)}  # type: ignore[attr-defined]
+        module.describe = lambda *_: Described({TOPIC: Shape("id", 1)}, [], {})  # type: ignore[attr-defined]
         module.offsets = lambda *_: {(TOPIC, PARTITION): self._end()}  # type: ignore[attr-defined]
         self._follower = module.Follower(
             {}, [TOPIC], self._local, self._shared, limits=LIMITS, on_proof=lambda _seconds: None, name="played"

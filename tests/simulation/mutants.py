@@ -147,7 +147,7 @@ EDITS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "local_floors": (Edit(LOCAL, "self._raise(space, id, version, at, is_void=False)", "pass"),),
     "floor_on_shared": (Edit(READING, "need = max(want, reader.space.floor(target.key))", "need = want"),),
-    "gap_closes": (Edit(FOLLOWER, "raise _GapError(error.name())", "pass"),),
+    "gap_closes": (Edit(FOLLOWER, 'raise _GapError(f"Kafka: {words_of(error, self._properties)}")', "pass"),),
     "waits_for_shared": (
         Edit(
             FOLLOWER,
