@@ -164,7 +164,7 @@ class Publisher:
     def _publish_all(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
         if self._needs_waves(rows, topics):
             return self._publish_waves(rows, tenure)
-        return self._publish_together(rows, topics, tenure)
+        return self._publish_together(rows, tenure)
 
     def _needs_waves(self, rows: Sequence[Row], topics: set[str]) -> bool:
         if any(map(self._is_strict, topics)) or any(map(self._brokers.wants_keys, topics)):
@@ -172,7 +172,7 @@ class Publisher:
         # Only rows that were fetched apart can be too large, unless a topic takes hardly anything.
         return self._sender.batch_bytes < 16_384 or any(row[8] is not None for row in rows)
 
-    def _publish_together(self, rows: Sequence[Row], topics: set[str], tenure: Tenure) -> list[Outcome] | None:
+    def _publish_together(self, rows: Sequence[Row], tenure: Tenure) -> list[Outcome] | None:
         """Sends all rows; None if all were delivered."""
         sender = self._sender
         sender.begin()
@@ -232,7 +232,7 @@ class Publisher:
         if not indexes or not self._goes_on(tenure):
             return
         group = [rows[index] for index in indexes]
-        results = self._publish_together(group, {row[3] for row in group}, tenure)
+        results = self._publish_together(group, tenure)
         for index, outcome in zip(indexes, results or [Outcome.DELIVERED] * len(group), strict=True):
             outcomes[index] = outcome
 
@@ -309,8 +309,3 @@ class Publisher:
         """Serves callbacks while there is nothing to send."""
         for sender in self._senders.values():
             sender.serve()
-
-    @property
-    def words(self) -> str:
-        """The last error of the connection to Kafka, empty if there was none."""
-        return self._sender.words.words
