@@ -100,7 +100,7 @@ def _reasons(where: Whereabouts, first: Waiting, searches: dict[str, Search]) ->
     if not reasons and first.age_seconds < STUCK_SECONDS:
         reasons.append("Its lane is free and a relay is connected: it goes next.")
     elif not reasons:
-        # A relay skips what lies below its floors, and looks there lane by lane, ten seconds each.
+        # A relay skips what lies below its floors, and looks there step by step, every ten seconds.
         reasons.append(
             "Nothing that can be seen from here holds it up. Look at `relay doctor` and at the relay's log;"
             " relays look through each lane from its beginning every few minutes, so it is not passed over for ever."

@@ -16,10 +16,13 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from relay.core.horizon import Horizon, raised_floor
 from relay.core.reach import REACH_FIRST, adapted_reach
+
+if TYPE_CHECKING:
+    from relay.daemon.sweep import Sweep
 
 KNOWN_MAX = 8
 """Sets of topics for which floors are kept. Those that were used least recently are forgotten."""
@@ -60,6 +63,13 @@ class View:
     last_id: int
     """The last id that this server is known to have drawn."""
     reach: int
+    pace: float
+    """Seconds for each id that the last look of its reach took; 0 if there was none."""
+
+    @property
+    def walk_seconds(self) -> float:
+        """How long looks at this pace will walk to the end of what is proven."""
+        return (self.proven - min(self.floors)) * self.pace
 
     @property
     def is_near(self) -> bool:
@@ -74,6 +84,8 @@ class Floors:
         self._lock = threading.Lock()
         self.looking = threading.Lock()
         """Held by whoever walks, while it does."""
+        self.sweep: Sweep | None = None
+        """The one that is on its way. For whoever holds `looking`."""
         self._lanes = lanes
         self._paused: dict[str, float] = {}
         self._held: frozenset[str] = frozenset()
@@ -91,6 +103,7 @@ class Floors:
     def _look_afresh(self) -> None:
         """Looks start lower, or may take less than before, so it is unknown how far the next one may walk."""
         self._reach = REACH_FIRST
+        self._pace = 0.0
         self._has_seen_all = False
 
     def view(self) -> View:
@@ -114,6 +127,7 @@ class Floors:
             self._server,
             self._last_id,
             self._reach,
+            self._pace,
         )
 
     def begin(self, view: View, server: Server, last_id: int, hints: Sequence[Hint]) -> None:
@@ -192,6 +206,7 @@ class Floors:
             if view.epoch == self._epoch:
                 self._has_seen_all = has_seen_all
                 if view.reach == self._reach:
+                    self._pace = seconds / view.reach
                     self._reach = adapted_reach(self._reach, seconds)
 
     def falter(self, view: View) -> bool:

@@ -17,6 +17,7 @@ import psycopg
 from relay.core.reach import ID_MAX, REACH_FIRST, adapted_reach, ends_of
 from relay.daemon import queries
 from relay.daemon.floors import Floors, Hint, Server, View
+from relay.daemon.sweep import WALK_SECONDS, Sweep
 
 LOOK_SECONDS = 1.0
 """How long one may go on looking before the caller gets to say that it is alive."""
@@ -76,11 +77,14 @@ class Lookout:
             # One at a time: two workers would walk the same.
             with self._floors.looking:
                 view = self.view()
-                sight = self.look(view)
+                is_sweeping = self._sweep(view)
+                sight = Sight({}, has_seen_all=False) if is_sweeping else self.look(view)
+                if not is_sweeping and not sight.heads and not sight.has_seen_all:
+                    self._floors.sweep = self._new_sweep(self.view())
             if sight.heads or sight.has_seen_all or self._clock() >= until:
                 return sight
             after = self.view()
-            if (view.floors, view.reach) == (after.floors, after.reach):
+            if not is_sweeping and (view.floors, view.reach) == (after.floors, after.reach):
                 return replace(sight, is_stuck=True)
 
     def look(self, view: View) -> Sight:
@@ -99,6 +103,37 @@ class Lookout:
         if len(heads) < len(ends):
             self._floors.looked(view, self._clock() - began, has_seen_all=has_seen_all)
         return Sight(heads, has_seen_all)
+
+    def _sweep(self, view: View) -> bool:
+        """Takes one step of the sweep that is on its way; False if there is none that is of use."""
+        sweep = self._floors.sweep
+        if sweep is None or not sweep.serves(view):
+            self._floors.sweep = None
+            return False
+        start, stop = sweep.bounds
+        began = self._clock()
+        try:
+            rows = self._ask(queries.SWEEP, {"start": start, "stop": stop, "paused": sweep.view.paused})
+        except psycopg.errors.QueryCanceled:
+            if sweep.falter():
+                raise FalteredError from None
+            raise
+        started, origin, last_id, file, lanes, ids = rows[0]
+        if not self._floors.is_still(view, Server(started, origin), last_id):
+            raise VoidError
+        is_whole = sweep.took(file, zip(lanes or [], ids or [], strict=True), self._clock() - began)
+        if not is_whole or sweep.firsts is not None:
+            self._floors.sweep = None
+        if is_whole and sweep.firsts is not None:
+            self._floors.raise_to(sweep.view, sweep.firsts)
+        return True
+
+    def _new_sweep(self, view: View) -> Sweep | None:
+        """A sweep for what is ahead of a look that has found nothing, if it pays."""
+        if view.walk_seconds < WALK_SECONDS:
+            return None
+        file, pages = self._ask(queries.PAGES, {})[0]
+        return Sweep(view, file, pages) if Sweep.pays(view, pages) else None
 
     @contextmanager
     def faltering(self, view: View) -> Iterator[None]:

@@ -106,6 +106,22 @@ LOOK: LiteralString = (
     ORDER BY l.number)"""
 )  # fmt: skip
 
+# Locks nothing. Some pages of the table, in order: the first row of each lane among them. See relay.daemon.sweep.
+SWEEP: LiteralString = (
+    "SELECT "  # noqa: S608
+    + STARTED + ", " + ORIGIN + ", " + LAST
+    + """, pg_relation_filenode('relay.outbox'::regclass)::bigint, s.lanes, s.firsts
+FROM (SELECT array_agg(f.lane::int), array_agg(f.id)
+      FROM (SELECT o.lane, min(o.id) FROM relay.outbox AS o
+            WHERE o.ctid >= %(start)s::tid AND o.ctid < %(stop)s::tid AND o.topic <> ALL (%(paused)s::text[])
+            GROUP BY o.lane) AS f (lane, id)) AS s (lanes, firsts)"""
+)  # fmt: skip
+
+# The table's file, and how many pages it has.
+PAGES: LiteralString = """\
+SELECT pg_relation_filenode(o.oid)::bigint, pg_relation_size(o.oid) / current_setting('block_size')::bigint
+FROM (SELECT 'relay.outbox'::regclass::oid AS oid) AS o"""
+
 # outbox_pkey. Rows in lanes that are none.
 STRAYS: LiteralString = """\
 SELECT EXISTS (SELECT FROM relay.outbox WHERE lane < 0)

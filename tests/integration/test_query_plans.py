@@ -115,6 +115,9 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     from_zero = {"floors": array([0] * LANES, "bigint"), "ends": array([REACH_FIRST] * LANES, "bigint")}
     for name, paused in (("LOOK-dead", none_paused), ("LOOK-paused", PAUSED)):
         yield name, Case(queries.LOOK, {**from_zero, "paused": paused}, LANES * probe + 2 * REACH_FIRST)
+    sweep = {"start": "'(1000,0)'", "stop": "'(2000,0)'", "paused": none_paused}
+    yield "SWEEP", Case(queries.SWEEP, sweep, 1000 + 40)
+    yield "PAGES", Case(queries.PAGES, {}, 20)
     yield "STRAYS", Case(queries.STRAYS, {"lanes": str(LANES)}, 4 * probe)
     yield "OLDEST", Case(queries.OLDEST, {"floors": floors}, LANES * probe + 20, in_unit=False)
     yield "SERVER", Case(queries.SERVER, {}, 40, in_unit=False)
@@ -239,7 +242,7 @@ def test_events_are_found_by_index_or_tuple_id(seen, turn, name):
         for node in seen[turn, name].nodes()
         if node.get("Relation Name") in ("outbox", "parked") and node["Node Type"] != "ModifyTable"
     }
-    allowed = {"Index Scan", "Index Only Scan", "Tid Scan"}
+    allowed = {"Index Scan", "Index Only Scan", "Tid Scan", "Tid Range Scan"}
     if turn == "empty" and not seen[turn, name].case.in_unit:
         # A table without a single page, as before the first event. A statement prepared now keeps this plan until the
         # next vacuum, which comes after 20,000 dead rows: some 5 ms for each look of an idle relay until then.

@@ -22,6 +22,7 @@ from tests.support.topic import read_topic
 MISSING = "missing-topic"
 STEP = 300
 ROWS = 5_000
+MOVED = "VACUUM FULL relay.outbox"
 
 INSERT = """\
 INSERT INTO relay.outbox (lane, topic, key, payload)
@@ -287,3 +288,88 @@ def test_a_topic_that_is_still_missing_stays_paused_over_a_restart(database, kaf
             assert relay.events("topic.resumed")
             assert relay.stop() == 0
     assert len(read_topic(kafka.bootstrap, topic)) == 2
+
+
+@pytest.fixture
+def eager_sweeps(monkeypatch) -> None:
+    """A sweep as soon as there is any walk ahead, of one page at a time."""
+    monkeypatch.setattr("relay.daemon.lookout.WALK_SECONDS", 1e-9)
+    monkeypatch.setattr("relay.daemon.sweep.WALK_SECONDS", 1e-9)
+    monkeypatch.setattr("relay.daemon.sweep.PAGE_SECONDS", 0.0)
+    monkeypatch.setattr("relay.daemon.sweep.REACH_MIN", 1)
+    monkeypatch.setattr("relay.daemon.sweep.adapted_reach", lambda reach, _seconds: reach)
+
+
+def sweeping(process: Process) -> None:
+    """Takes one step of a sweep, past the first page."""
+    process.prove()
+    lookout = process.store._lookout
+    lookout.look(lookout.view())
+    process.floors.sweep = lookout._new_sweep(lookout.view())
+    assert lookout._sweep(lookout.view())
+
+
+@pytest.mark.usefixtures("short_reach", "eager_sweeps")
+@pytest.mark.parametrize("is_dead", [False, True], ids=["rows of a missing topic", "dead entries"])
+def test_a_long_walk_is_swept_by_pages(any_database, new_process, is_dead):
+    """Steps of the index end where the sweep begins, and the event behind it all is found in the next."""
+    with psycopg.connect(any_database, autocommit=True) as writer, psycopg.connect(any_database) as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT count(*) FROM relay.outbox")
+        fill(writer, is_dead=is_dead)
+        emit(writer, "k", "first")
+        process = new_process()
+        process.floors.pause(MISSING, 1e9)
+        process.prove()
+        assert find(process) == [b"first"]
+        assert len(process.steps) < ROWS / STEP / 2
+
+
+@pytest.mark.usefixtures("short_reach", "eager_sweeps")
+def test_an_event_that_lands_in_a_page_that_was_swept_is_found(any_database, new_process):
+    """Vacuum has made room there, and what is proven has come past the event meanwhile."""
+    with psycopg.connect(any_database, autocommit=True) as writer:
+        fill(writer, is_dead=False)
+        writer.execute("DELETE FROM relay.outbox WHERE ctid < '(1,0)'")
+        writer.execute("VACUUM (INDEX_CLEANUP ON) relay.outbox")
+        process = new_process()
+        process.floors.pause(MISSING, 1e9)
+        sweeping(process)
+        emit(writer, "k", "found")
+        where = "SELECT ctid < '(1,0)'::tid FROM relay.outbox WHERE payload = 'found'"
+        assert writer.execute(where).fetchone() == (True,)
+        process.prove()
+        assert find(process) == [b"found"]
+
+
+@pytest.mark.usefixtures("short_reach", "eager_sweeps")
+@pytest.mark.parametrize("change", [MOVED, "late", "server", "resumed"])
+def test_a_sweep_ends_where_what_it_has_seen_is_void(any_database, new_process, change):
+    """The rows have moved to other pages, a long writer has committed, ids have begun again, a topic is back."""
+    with psycopg.connect(any_database, autocommit=True) as writer, psycopg.connect(any_database) as late:
+        if change == "late":
+            late.execute("SELECT 1")
+            emit(late, "k", "found")
+        fill(writer, is_dead=False)
+        if change == MOVED:
+            emit(writer, "k", "found")
+        process = new_process()
+        process.floors.pause(MISSING, 1e9)
+        if change == "late":
+            for _ in range(6):
+                process.prove()
+            assert process.floors.view().pins
+        sweeping(process)
+        match change:
+            case "late":
+                late.commit()
+            case "server":
+                writer.execute("TRUNCATE relay.outbox RESTART IDENTITY")
+                emit(writer, "k", "found")
+            case "resumed":
+                process.floors.resume(MISSING)
+            case _:
+                # The new table begins with what was at the end of the old one.
+                writer.execute("DELETE FROM relay.outbox WHERE topic = %s", (MISSING,))
+                writer.execute(MOVED)
+        assert find(process)[0] == (b"x" if change == "resumed" else b"found")
