@@ -15,7 +15,7 @@ from relay.daemon import queries
 from relay.schema.install import upgrade
 from tests.support import scenario
 from tests.support.commands import emit
-from tests.support.pgbouncer import pooled, program
+from tests.support.pgbouncer import paused, pooled, program
 from tests.support.postgres import fresh_database, private_server
 from tests.support.proxy import TcpProxy
 from tests.support.relay_process import RelayProcess, eventually
@@ -91,10 +91,13 @@ def test_events_of_another_server_behind_the_same_pooler_are_found(two_servers, 
             publish(old, topic)
             publish(old, topic, first=EVENTS)
             sleeps(relay)
-            if not is_idle:
+            if is_idle:
+                with paused(dsn):
+                    way.lead_to(urlsplit(new).port)
+            else:
                 publish(old, topic, first=2 * EVENTS)
-            way.lead_to(urlsplit(new).port)
-            way.cut()
+                way.lead_to(urlsplit(new).port)
+                way.cut()
             publish(new, topic, first=3 * EVENTS)
             if is_idle:
                 # Nothing but the look itself has told it: that is what this test is about.

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
+
 from relay.demo.server import Lifeline, free_port
 from tests.support.relay_process import eventually
 
@@ -24,6 +26,7 @@ listen_port = {own_port}
 unix_socket_dir =
 auth_type = trust
 auth_file = {users}
+admin_users = postgres
 pool_mode = transaction
 default_pool_size = {pool_size}
 ignore_startup_parameters =
@@ -65,6 +68,16 @@ def pooled(dsn: str, *, pool_size: int = 6, users: tuple[str, ...] = ("postgres"
             process.kill()
             process.wait()
             lifeline.release()
+
+
+@contextmanager
+def paused(dsn: str) -> Iterator[None]:
+    """Lets open transactions end, closes the pooler's own connections and holds statements back until the end."""
+    console = urlsplit(dsn)._replace(path="/pgbouncer").geturl()
+    with psycopg.connect(console, autocommit=True) as operator:
+        operator.execute("PAUSE")
+        yield
+        operator.execute("RESUME")
 
 
 def _listens(port: int) -> bool:
