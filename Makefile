@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## the main job on embedded parts, with faults, and a verdict
 	@$(BIN)/relay demo
 
+# Two at a time, since most tests wait. Whole files, since some prepare a server once; ARGS=-n0 shows one as it runs.
 test: $(STAMP) ## the tests, on real Postgres and real Kafka (needs a JDK 17+ and Maven)
-	@$(BIN)/python -m pytest -m 'not faults and not bench' $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not faults and not bench' $(ARGS)
 
 check: $(STAMP) ## format, lint, strict types, import contracts
 	@$(BIN)/ruff format --check .

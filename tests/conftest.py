@@ -5,16 +5,23 @@ A killed pytest leaves nothing behind either: every server hangs on a lifeline (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
+from relay.demo import server
 from relay.demo.postgres import EmbeddedPostgres
 from relay.demo.redis import EmbeddedRedis
 from tests.support import postgres, redis, scratch
 
 scratch.use_memory()
+
+# A port stays a server's own while that is down, which nobody but its process knows.
+server.ports = server.ports[
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+]
 
 # How long an example takes says how busy the machine is, and nothing about the program.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+ports: range = range(15_000, 32_000)
+"""Where servers get theirs from. Test processes that run side by side share it out among them."""
+
 _handed_out: set[int] = set()
 
 
@@ -25,7 +28,7 @@ def free_port() -> int:
     """
     draw = random.SystemRandom()
     while True:
-        port = draw.randrange(15_000, 32_000)
+        port = draw.choice(ports)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

@@ -122,8 +122,7 @@ class RelayProcess:
         # Others may be reading the log: it is there before they look for it.
         start = self.starts + 1
         with self._file(start, "log").open("wb") as log, self._file(start, "err").open("wb") as said:
-            self.starts = start
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "relay", "run", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -131,7 +130,10 @@ class RelayProcess:
                 env=environment,
                 start_new_session=True,
             )
-        self._lifeline = Lifeline(self._process.pid, stop_signal="KILL", folder=None)
+        # In this order: whoever sees another start finds its process, and not the one that has ended.
+        self._process = process
+        self.starts = start
+        self._lifeline = Lifeline(process.pid, stop_signal="KILL", folder=None)
         return self
 
     @property
