@@ -23,7 +23,7 @@ KAFKA_DEFAULTS: Final[dict[str, Any]] = {
     "topic.metadata.refresh.interval.ms": 60_000,
     "reconnect.backoff.max.ms": 1000,
     "socket.keepalive.enable": True,
-    "socket.timeout.ms": 10_000,
+    "socket.timeout.ms": 6_000,
     "queue.buffering.max.messages": 200_000,
     "message.max.bytes": 10_000_000,
 }
@@ -31,7 +31,9 @@ KAFKA_DEFAULTS: Final[dict[str, Any]] = {
 its framing to a message against `message.max.bytes`; the limit that counts is the topic's, and before it the schema's.
 
 A leader that freezes with its connections open is given up only after the socket time-out: with librdkafka's 60 seconds
-events waited for 63, although the cluster had replaced the leader after 4; with 10 they wait for 10 to 22.
+events waited for 63, although the cluster had replaced the leader after 4. It is well below the default of
+daemon.publish_timeout_seconds, so that librdkafka sends the same records to the next leader, which knows them as a
+repetition, before their unit is given up and its lanes are free for other relays.
 
 librdkafka lets brokers create topics for producers and admin clients unless it is told otherwise, although it calls the
 property one of consumers.
