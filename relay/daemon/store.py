@@ -21,6 +21,7 @@ from psycopg.types.string import ByteaBinaryLoader
 from relay.core.event import Row
 from relay.core.reach import ID_MAX, ends_of
 from relay.daemon import queries
+from relay.daemon.clocks import clocks
 from relay.daemon.failpoints import failpoint, is_armed
 from relay.daemon.floors import Floors, Server, View
 from relay.daemon.lookout import FalteredError, Lookout, VoidError
@@ -29,6 +30,8 @@ from relay.database import Connection
 
 TID_ARRAY = 1010
 TID = 27
+BIGINT_ARRAY = 1016
+BIGINT = 20
 CLAIMS_MAX = 3
 """How often a claim starts again at once, when what it relied on does not hold."""
 
@@ -43,6 +46,17 @@ class Tids(bytes):
         return cls(head + b"".join([b"\0\0\0\6" + ctid for ctid in ctids]))
 
 
+class Ids(bytes):
+    """A `bigint[]` in the wire's binary form: psycopg takes a tenth of a claim to write one floor and end per lane."""
+
+    @classmethod
+    def of(cls, ids: Sequence[int]) -> Ids:
+        """From numbers; at least one."""
+        sizes = [8] * len(ids)
+        parts = [part for pair in zip(sizes, ids, strict=True) for part in pair]
+        return cls(struct.pack(">iiiii" + "iq" * len(ids), 1, 0, BIGINT, len(ids), 1, *parts))
+
+
 class TidsDumper(Dumper):
     """Sends Tids as they are."""
 
@@ -52,6 +66,12 @@ class TidsDumper(Dumper):
     def dump(self, obj: Any) -> bytes:
         """The bytes themselves."""
         return bytes(obj)
+
+
+class IdsDumper(TidsDumper):
+    """Sends Ids as they are."""
+
+    oid = BIGINT_ARRAY
 
 
 @dataclass(slots=True)
@@ -64,6 +84,10 @@ class Unit:
     """In the shape of Row, as plain tuples: naming the columns of each row would cost a tenth of the drain rate."""
     claimed_at: float
     """Monotonic, before the lanes were locked."""
+    asked: tuple[float, ...]
+    """All clocks, right before the question whose answer are the rows."""
+    now_ms: int
+    """The database's time as of the claim."""
     oldest_seconds: float
     blocked: dict[tuple[str, bytes], int] = field(default_factory=dict)
     """Keys that a parked event blocks, with that event's id."""
@@ -111,12 +135,15 @@ class Store:
         begin = queries.BEGIN.format(takeover_ms=int(takeover_seconds * 1000))
         self._begin = "; ".join(filter(None, [begin, connection.local_pins])).encode()
         connection.adapters.register_dumper(Tids, TidsDumper)
+        connection.adapters.register_dumper(Ids, IdsDumper)
         # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
         connection.adapters.register_loader("text", ByteaBinaryLoader)
         self._lookout = Lookout(self._all, floors, clock)
+        self._session: dict[str, Any] = {"started": None, "database": None}
         if not connection.is_pooled:
             # For looks, which open no transaction.
             connection.execute(queries.PLANS.replace("SET LOCAL", "SET").encode())
+            self._session = dict(zip(self._session, self._one(queries.SESSION, {}), strict=True))
 
     def close(self) -> None:
         """Ends the session; what was locked is free."""
@@ -189,17 +216,18 @@ class Store:
             heads = self._all(queries.CLAIM, {**parameters, "floors": view.floors, "ends": ends, "paused": view.paused})
         if not heads:
             return None
-        started, origin, last_id = heads[0][4:]
+        now_ms, started, origin, last_id = heads[0][4:]
         if not self._floors.is_still(view, Server(started, origin), last_id):
             raise VoidError
         lanes = [head[0] for head in heads]
         self._start = lanes[-1] + 1
+        asked = clocks()
         rows = self._read(view, {head[0]: head[2] for head in heads})
         if any(row[8] is not None for row in rows):
             rows = self._with_large(rows)
         if not rows:
             return None
-        unit = Unit(view, lanes, rows, claimed_at, max(head[3] for head in heads))
+        unit = Unit(view, lanes, rows, claimed_at, asked, now_ms, max(head[3] for head in heads))
         if any(head[1] for head in heads):
             self._note_parked(unit)
         failpoint("after_claim")
@@ -356,8 +384,12 @@ class Store:
         return [row[0].decode() for row in self._all(queries.WRITERS, {})]
 
     def _all(self, query: Any, parameters: dict[str, Any]) -> list[Any]:
+        given = parameters | self._session
+        for name in ("floors", "ends"):
+            if name in given:
+                given[name] = Ids.of(given[name])
         with self._connection.cursor(binary=True) as cursor:
-            return cursor.execute(query, parameters, prepare=True).fetchall()
+            return cursor.execute(query, given, prepare=True).fetchall()
 
     def _one(self, query: Any, parameters: dict[str, Any]) -> Any:
         return self._all(query, parameters)[0]

@@ -20,7 +20,7 @@ from relay.daemon.floors import View
 WALK_SECONDS = 2.0
 """A walk of less is left to looks."""
 
-PAGE_SECONDS = 10e-6
+PAGE_SECONDS = 5e-6
 """What a page of the table costs, within a factor of two, if the system has it in memory."""
 
 

@@ -2,48 +2,43 @@
 
 The database takes the lanes of a relay that stands still for longer than the takeover time. A process cannot see that
 it stood still: after a pause of the whole machine even its monotonic clock may go on as if nothing had happened. So a
-worker asks the database right before it sends, and again after every gap that any of its clocks shows. While it waits
-for Kafka it watches the session, because a session that the database has ended has freed the lanes already.
+worker asks the database right before it sends, unless the answer with the rows has only just come, and again after
+every gap that any of its clocks shows. It also watches the session, before it sends and while it waits for Kafka,
+because a session that the database has ended has freed the lanes already.
 """
 
 from __future__ import annotations
 
-import time
-
 import psycopg
 
-from relay.daemon.store import Store
+from relay.daemon.clocks import clocks, elapsed
+from relay.daemon.store import Store, Unit
+
+FRESH_SECONDS = 0.05
+"""So old may an answer of the database be that needs no other one before the first record."""
 
 GAP_SECONDS = 0.5
 """A step between two sends is a few microseconds: more than this and the lanes have to be confirmed."""
 
 
-def clocks() -> tuple[float, ...]:
-    """Returns readings of all clocks of this machine. One may stand still while another one goes on."""
-    boot = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
-    return time.monotonic(), boot, time.time()
-
-
-def elapsed(since: tuple[float, ...], now: tuple[float, ...]) -> float:
-    """Returns the seconds in between by the clock that shows most."""
-    return max(late - early for early, late in zip(since, now, strict=True))
-
-
 class Tenure:
     """The hold of one unit on its lanes, from the claim to the commit."""
 
-    def __init__(self, store: Store, claimed: tuple[float, ...], seconds: float) -> None:
+    def __init__(self, store: Store, unit: Unit, claimed: tuple[float, ...], seconds: float) -> None:
         self._store = store
         self._claimed = claimed
         self._seconds = seconds
-        self._confirmed = claimed
-        self.timestamp_ms = 0
+        self._confirmed = unit.asked
+        self.timestamp_ms = unit.now_ms
         """The database's time when it was last asked: the records' time. A wrong clock of this host does not count."""
         self.is_lost = False
         """Whether the session has ended: its lanes are free, and perhaps somebody else's."""
 
     def confirm(self) -> None:
-        """Asks the database. Raises psycopg.Error if the session, and with it every lane, is lost."""
+        """Asks the database, unless it has just answered. Raises psycopg.Error if the session, and with it every lane,
+        is lost."""
+        if elapsed(self._confirmed, clocks()) < FRESH_SECONDS and self._store.is_alive():
+            return
         before = clocks()
         self.timestamp_ms = self._store.confirm()
         self._confirmed = before

@@ -22,6 +22,7 @@ from relay.config import Settings
 from relay.core.backoff import backoff_seconds
 from relay.core.event import Outcome, Row
 from relay.daemon.brokers import Brokers
+from relay.daemon.clocks import clocks
 from relay.daemon.failpoints import failpoint
 from relay.daemon.floors import Floors
 from relay.daemon.lanes import LaneBook
@@ -31,7 +32,7 @@ from relay.daemon.publisher import Publisher, Report
 from relay.daemon.settling import Settler
 from relay.daemon.state import State
 from relay.daemon.store import MovedError, Store, Unit
-from relay.daemon.tenure import Tenure, clocks
+from relay.daemon.tenure import Tenure
 from relay.daemon.unsettled import Unsettled, is_connection_lost
 from relay.database import explain
 from relay.errors import RelayError, UnreachableError
@@ -137,7 +138,7 @@ class Worker:
             self._state.found_work()
             self._state.ring()
             # Well before the takeover time: a relay that stood still for longer may have lost its lanes.
-            tenure = Tenure(store, claimed, self._daemon.takeover_seconds * 0.75)
+            tenure = Tenure(store, unit, claimed, self._daemon.takeover_seconds * 0.75)
             self._work(store, unit, tenure, is_whole=is_whole)
         finally:
             # What may still be on the wire is held by its topic from here on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psycopg
 import pytest
 from hypothesis import given
@@ -9,11 +11,12 @@ from hypothesis import strategies as st
 
 from relay.core.event import Row
 from relay.core.settlement import without
+from relay.daemon.clocks import clocks, elapsed
 from relay.daemon.lanes import LaneBook
 from relay.daemon.sender import STABLE_SECONDS, Pending
 from relay.daemon.settling import PROBES_MAX, find_stuck
 from relay.daemon.store import MovedError
-from relay.daemon.tenure import GAP_SECONDS, Tenure, clocks, elapsed
+from relay.daemon.tenure import FRESH_SECONDS, GAP_SECONDS, Tenure
 from relay.daemon.unsettled import Unsettled, is_connection_lost
 
 
@@ -134,6 +137,7 @@ class Session:
     def __init__(self) -> None:
         self.asked = 0
         self.error: Exception | None = None
+        self.has_ended = False
 
     def confirm(self) -> int:
         self.asked += 1
@@ -142,13 +146,33 @@ class Session:
         return 7
 
     def is_alive(self) -> bool:
-        return True
+        return not self.has_ended
+
+
+def tenure_of(session: Session, claimed: tuple[float, ...], *, age: float = 1.0) -> Tenure:
+    """The hold of a unit whose rows came so many seconds ago."""
+    asked = tuple(reading - age for reading in clocks())
+    return Tenure(session, SimpleNamespace(asked=asked, now_ms=5), claimed, 60)
+
+
+def test_the_lanes_are_confirmed_before_the_first_record_unless_the_rows_have_just_come():
+    """From a session that has not ended meanwhile."""
+    session = Session()
+    fresh = tenure_of(session, clocks(), age=0)
+    fresh.confirm()
+    assert (fresh.timestamp_ms, session.asked) == (5, 0)
+    session.has_ended = True
+    tenure_of(session, clocks(), age=0).confirm()
+    assert session.asked == 1
+    session.has_ended = False
+    tenure_of(session, clocks(), age=FRESH_SECONDS).confirm()
+    assert session.asked == 2
 
 
 def test_after_a_gap_of_any_clock_the_lanes_are_confirmed():
     """A paused machine's monotonic clock may stand still while others go on; asking is the only proof."""
     session = Session()
-    tenure = Tenure(session, clocks(), 60)
+    tenure = tenure_of(session, clocks())
     tenure.confirm()
     assert (tenure.timestamp_ms, session.asked) == (7, 1)
     assert tenure.holds()
@@ -169,8 +193,8 @@ def test_a_unit_is_over_by_the_clock_that_shows_most():
     """Whichever clock stood still."""
     assert elapsed((10.0, 10.0, 10.0), (10.0, 12.0, 11.0)) == 2.0
     monotonic, boot, wall = clocks()
-    assert Tenure(Session(), (monotonic, boot, wall - 100), 60).is_over
-    assert not Tenure(Session(), (monotonic, boot, wall), 60).is_over
+    assert tenure_of(Session(), (monotonic, boot, wall - 100)).is_over
+    assert not tenure_of(Session(), (monotonic, boot, wall)).is_over
 
 
 class Quiet:
