@@ -261,8 +261,10 @@ class RelayProcess:
         return sum(float(line.rpartition(" ")[2]) for line in named)
 
     def said(self, lines: int = 12) -> str:
-        """The end of its log without the units that went well, and of what it wrote to stderr."""
-        notable = [str(event) for event in self.log() if event.get("event") != "unit.settled"][-lines:]
+        """The end of its log, of the units that went well only the last, and of what it wrote to stderr."""
+        log = self.log()
+        settled = [event for event in log if event.get("event") == "unit.settled"]
+        notable = [str(event) for event in log if event not in settled[:-1]][-lines:]
         text = self._file(self.starts, "err").read_text(errors="replace") if self.starts else ""
         errors = text.splitlines()[-lines:]
         return "; it said:\n" + "\n".join(["  " + line for line in [*notable, *errors]])

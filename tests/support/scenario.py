@@ -122,6 +122,8 @@ def run(
         at_work.start()
         try:
             nemesis(state)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{fleet.said()}") from None
         finally:
             at_work.stop()
         wait_empty(dsn, drain_seconds, fleet)
