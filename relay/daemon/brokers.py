@@ -23,6 +23,12 @@ from relay.kafka_words import LastWords, words_of
 ASK_SECONDS = 3.0
 PROBE_SECONDS = 2.0
 PRESENCE_SECONDS = 1.5
+NO_TOPIC = "relay-asks-who-is-there"
+"""Asked for to learn whether anybody answers: it costs the same however many topics there are, and creates none.
+
+The admin client's question about the cluster does not serve: answered by a broker that has just come back and knows of
+no living one, itself included, librdkafka 2.16 ends the process (rdkafka_admin.c, `rko_result`).
+"""
 FACTS_SECONDS = 300.0
 """After this long a topic is asked again what it refuses: its settings may have been changed."""
 KEEP = (
@@ -96,14 +102,10 @@ class Brokers:
     def ask(self) -> str | None:
         """Returns None if they answer, else Kafka's own words about why they do not."""
         try:
-            # Costs the same however many topics there are, but only one of the brokers can answer it.
-            self._admin.describe_cluster(request_timeout=PRESENCE_SECONDS).result(PRESENCE_SECONDS * 2)
-        except (KafkaException, TimeoutError):
-            try:
-                self._admin.list_topics(timeout=PRESENCE_SECONDS)
-            except KafkaException as error:
-                self._admin.poll(0)
-                return self._words.after(error)
+            self._admin.list_topics(topic=NO_TOPIC, timeout=PRESENCE_SECONDS)
+        except KafkaException as error:
+            self._admin.poll(0)
+            return self._words.after(error)
         self._words.forget()
         return None
 

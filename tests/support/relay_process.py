@@ -262,7 +262,7 @@ class RelayProcess:
 
     def said(self, lines: int = 12) -> str:
         """The end of its log, of the units that went well only the last, and of what it wrote to stderr."""
-        log = self.log()
+        log = list(self.log())
         settled = [event for event in log if event.get("event") == "unit.settled"]
         notable = [str(event) for event in log if event not in settled[:-1]][-lines:]
         text = self._file(self.starts, "err").read_text(errors="replace") if self.starts else ""
