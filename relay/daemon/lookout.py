@@ -188,7 +188,7 @@ class Net:
         starts = [min(self._at, floor) for floor in view.floors]
         ends = [min(self._at + self._reach, floor) for floor in view.floors]
         began = clock()
-        asked = {"floors": starts, "ends": ends, "paused": [], "started": None, "database": None}
+        asked = {"floors": starts, "ends": ends, "paused": [], "database": None}
         started, origin, last_id, found = ask(queries.LOOK, asked)[0]
         if not floors.is_still(view, Server(started, origin), last_id):
             return None

@@ -139,11 +139,11 @@ class Store:
         # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
         connection.adapters.register_loader("text", ByteaBinaryLoader)
         self._lookout = Lookout(self._all, floors, clock)
-        self._session: dict[str, Any] = {"started": None, "database": None}
+        self._database: int | None = None
         if not connection.is_pooled:
             # For looks, which open no transaction.
             connection.execute(queries.PLANS.replace("SET LOCAL", "SET").encode())
-            self._session = dict(zip(self._session, self._one(queries.SESSION, {}), strict=True))
+            self._database = self._one(queries.SESSION, {})[0]
 
     def close(self) -> None:
         """Ends the session; what was locked is free."""
@@ -384,7 +384,7 @@ class Store:
         return [row[0].decode() for row in self._all(queries.WRITERS, {})]
 
     def _all(self, query: Any, parameters: dict[str, Any]) -> list[Any]:
-        given = parameters | self._session
+        given = {**parameters, "database": self._database}
         for name in ("floors", "ends"):
             if name in given:
                 given[name] = Ids.of(given[name])

@@ -74,7 +74,7 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     probe = 6
     floors, none_paused = table.floor_array, "'{}'::text[]"
     everywhere = array([ID_MAX] * LANES, "bigint")
-    unknown = {"started": "NULL", "database": "NULL"}
+    unknown = {"database": "NULL"}
     claim = {**unknown, "floors": floors, "ends": everywhere, "paused": none_paused, "start": "17"}
     yield "CLAIM", Case(queries.CLAIM, {**claim, "lanes_max": "32"}, LANES * probe + 100)
     yield "CLAIM-one", Case(queries.CLAIM, {**claim, "lanes_max": "1"}, LANES * probe + 20)
@@ -140,7 +140,6 @@ WALKS = {
     "ORIGIN": "is a part of others",
     "LAST": "is a part of others",
     "DATABASE": "is a part of others",
-    "STILL_STARTED": "is a part of others",
     "STILL_ORIGIN": "is a part of others",
     "SESSION": "asks the catalog",
     "CONFIRM": "reads the clock",

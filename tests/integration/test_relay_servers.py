@@ -150,3 +150,16 @@ def quietly(ask: Callable[[], tuple[str, str]]) -> tuple[str, str] | None:
         return ask()
     except psycopg.OperationalError:
         return None
+
+
+def test_statistics_that_are_reset_stop_nobody(database, kafka, topic):
+    """Floors are void once, as after a crash, for every session alike."""
+    with RelayProcess(database, kafka.bootstrap) as relay:
+        relay.wait_started()
+        publish(database, topic)
+        with psycopg.connect(database, autocommit=True) as owner:
+            owner.execute("SELECT pg_stat_reset_shared('bgwriter')")
+        publish(database, topic, first=EVENTS)
+        sleeps(relay)
+        assert not relay.events("database.lost")
+        assert relay.stop() == 0
