@@ -88,6 +88,15 @@ def _unwritable(partitions: Collection[Any], replicas_min: int) -> str:
     return ""
 
 
+def who_is_there(admin: AdminClient, seconds: float) -> Any:
+    """Returns what a broker says of its cluster, as soon as any has answered.
+
+    Raises:
+        KafkaException: none has, for so long.
+    """
+    return admin.list_topics(topic=NO_TOPIC, timeout=seconds)
+
+
 class Brokers:
     """One admin client, shared by the threads of a relay."""
 
@@ -102,7 +111,7 @@ class Brokers:
     def ask(self) -> str | None:
         """Returns None if they answer, else Kafka's own words about why they do not."""
         try:
-            self._admin.list_topics(topic=NO_TOPIC, timeout=PRESENCE_SECONDS)
+            who_is_there(self._admin, PRESENCE_SECONDS)
         except KafkaException as error:
             self._admin.poll(0)
             return self._words.after(error)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka.admin import AdminClient
 
+from relay.daemon.brokers import who_is_there
 from relay.daemon.properties import make_client
 from relay.errors import ConfigError
 from relay.kafka_words import LastWords
@@ -40,6 +41,7 @@ class Reach:
         self._answer = Answer(None, reason="no answer yet")
         self._answered_at = time.monotonic()
         self._pending: Future[Any] | None = None
+        self._asking = ThreadPoolExecutor(1, "reach")
         self._admin: AdminClient | None = None
         self._servers = properties.get("bootstrap.servers")
         if not self._servers:
@@ -55,7 +57,7 @@ class Reach:
         if self._admin is None:
             return self._answer
         if self._pending is None:
-            self._pending = self._admin.describe_cluster(request_timeout=ANSWER_SECONDS)
+            self._pending = self._asking.submit(who_is_there, self._admin, ANSWER_SECONDS)
         until = time.monotonic() + wait_seconds
         while not self._pending.done() and time.monotonic() < until:
             # Why nobody answers is told to the callback, which is called from here.
@@ -72,7 +74,7 @@ class Reach:
         error = answered.exception()
         if error is None:
             self._last.forget()
-            self._answer = Answer(True, brokers=len(answered.result().nodes))
+            self._answer = Answer(True, brokers=len(answered.result().brokers))
         else:
             self._answer = Answer(False, reason=self._last.after(error))
 
