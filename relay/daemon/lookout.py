@@ -121,11 +121,11 @@ class Lookout:
         started, origin, last_id, file, lanes, ids = rows[0]
         if not self._floors.is_still(view, Server(started, origin), last_id):
             raise VoidError
-        is_whole = sweep.took(file, zip(lanes or [], ids or [], strict=True), self._clock() - began)
-        if not is_whole or sweep.firsts is not None:
+        if not sweep.took(file, zip(lanes or [], ids or [], strict=True), self._clock() - began):
             self._floors.sweep = None
-        if is_whole and sweep.firsts is not None:
-            self._floors.raise_to(sweep.view, sweep.firsts)
+        elif (firsts := sweep.firsts) is not None:
+            self._floors.sweep = None
+            self._floors.raise_to(sweep.view, firsts)
         return True
 
     def _new_sweep(self, view: View) -> Sweep | None:
@@ -188,8 +188,7 @@ class Net:
         starts = [min(self._at, floor) for floor in view.floors]
         ends = [min(self._at + self._reach, floor) for floor in view.floors]
         began = clock()
-        asked = {"floors": starts, "ends": ends, "paused": [], "database": None}
-        started, origin, last_id, found = ask(queries.LOOK, asked)[0]
+        started, origin, last_id, found = ask(queries.LOOK, {"floors": starts, "ends": ends, "paused": []})[0]
         if not floors.is_still(view, Server(started, origin), last_id):
             return None
         ids = [(id_, lane) for lane, id_ in enumerate(found) if id_ is not None]

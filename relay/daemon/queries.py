@@ -39,14 +39,6 @@ ORIGIN: LiteralString = """\
 (SELECT (d.oid || ' ' || 'relay.outbox'::regclass::oid || ' ' || pg_relation_filenode('relay.outbox_id_seq'))::varchar
  FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())"""
 LAST: LiteralString = "(SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END FROM relay.outbox_id_seq AS s)"
-# The same for a session that has been asked before which database it is in: without a pooler that cannot change.
-# When the server was started is asked each time, for its count also begins again when the statistics are reset.
-DATABASE: LiteralString = "(SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())"
-SESSION: LiteralString = "SELECT " + DATABASE
-STILL_ORIGIN: LiteralString = (
-    "(SELECT (coalesce(%(database)s::oid, " + DATABASE + ")"
-    " || ' ' || 'relay.outbox'::regclass::oid || ' ' || pg_relation_filenode('relay.outbox_id_seq'))::varchar)"
-)
 SERVER: LiteralString = "SELECT " + STARTED + ", " + ORIGIN + ", " + LAST
 
 # Locks up to `lanes_max` rows of relay.lane, skipping those of other relays. One probe of outbox_pkey per lane, from
@@ -56,7 +48,7 @@ CLAIM: LiteralString = (
 SELECT l.lane, l.parked, head.id, extract(epoch FROM clock_timestamp() - head.created_at)::float8,
        (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
 """  # noqa: S608
-    + STARTED + ", " + STILL_ORIGIN + ", " + LAST
+    + STARTED + ", " + ORIGIN + ", " + LAST
     + """
 FROM relay.lane AS l
 CROSS JOIN LATERAL (
@@ -106,7 +98,7 @@ SELECT count(*), coalesce(sum(id), 0) FROM gone"""
 # idle relay opens no transaction. A locked lane counts as well: its rows are work of its owner.
 LOOK: LiteralString = (
     "SELECT "  # noqa: S608
-    + STARTED + ", " + STILL_ORIGIN + ", " + LAST
+    + STARTED + ", " + ORIGIN + ", " + LAST
     + """, ARRAY(
     SELECT (SELECT o.id FROM relay.outbox AS o
             WHERE o.lane = l.number - 1 AND o.id >= l.floor AND o.id < l.ending AND o.topic <> ALL (%(paused)s::text[])
@@ -118,7 +110,7 @@ LOOK: LiteralString = (
 # Locks nothing. Some pages of the table, in order: the first row of each lane among them. See relay.daemon.sweep.
 SWEEP: LiteralString = (
     "SELECT "  # noqa: S608
-    + STARTED + ", " + STILL_ORIGIN + ", " + LAST
+    + STARTED + ", " + ORIGIN + ", " + LAST
     + """, pg_relation_filenode('relay.outbox'::regclass)::bigint, s.lanes, s.firsts
 FROM (SELECT array_agg(f.lane::int), array_agg(f.id)
       FROM (SELECT o.lane, min(o.id) FROM relay.outbox AS o

@@ -32,6 +32,8 @@ TID_ARRAY = 1010
 TID = 27
 BIGINT_ARRAY = 1016
 BIGINT = 20
+BY_LANE = {"floors", "ends"}
+"""The parameters that are one number for each lane."""
 CLAIMS_MAX = 3
 """How often a claim starts again at once, when what it relied on does not hold."""
 
@@ -52,8 +54,7 @@ class Ids(bytes):
     @classmethod
     def of(cls, ids: Sequence[int]) -> Ids:
         """From numbers; at least one."""
-        sizes = [8] * len(ids)
-        parts = [part for pair in zip(sizes, ids, strict=True) for part in pair]
+        parts = [part for id_ in ids for part in (8, id_)]
         return cls(struct.pack(">iiiii" + "iq" * len(ids), 1, 0, BIGINT, len(ids), 1, *parts))
 
 
@@ -139,11 +140,9 @@ class Store:
         # Keys and event ids go to Kafka as they come: decoding and encoding them again would be work for nothing.
         connection.adapters.register_loader("text", ByteaBinaryLoader)
         self._lookout = Lookout(self._all, floors, clock)
-        self._database: int | None = None
         if not connection.is_pooled:
             # For looks, which open no transaction.
             connection.execute(queries.PLANS.replace("SET LOCAL", "SET").encode())
-            self._database = self._one(queries.SESSION, {})[0]
 
     def close(self) -> None:
         """Ends the session; what was locked is free."""
@@ -384,10 +383,7 @@ class Store:
         return [row[0].decode() for row in self._all(queries.WRITERS, {})]
 
     def _all(self, query: Any, parameters: dict[str, Any]) -> list[Any]:
-        given = {**parameters, "database": self._database}
-        for name in ("floors", "ends"):
-            if name in given:
-                given[name] = Ids.of(given[name])
+        given = {name: Ids.of(value) if name in BY_LANE else value for name, value in parameters.items()}
         with self._connection.cursor(binary=True) as cursor:
             return cursor.execute(query, given, prepare=True).fetchall()
 

@@ -38,7 +38,7 @@ class Sweep:
     @staticmethod
     def pays(view: View, pages: int) -> bool:
         """Whether a sweep of so many pages costs less than the walk that is known to be ahead."""
-        return view.walk_seconds >= max(WALK_SECONDS, pages * PAGE_SECONDS)
+        return view.walk_seconds >= pages * PAGE_SECONDS
 
     def serves(self, view: View) -> bool:
         """Whether what it finds is of use to looks with this view."""

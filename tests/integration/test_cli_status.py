@@ -14,7 +14,7 @@ from relay.daemon.store import Store
 from relay.database import connect
 from tests.support.commands import emit, park, relay
 
-CLAIM = {"database": None, "floors": [0] * 64, "ends": [1000] * 64, "paused": [], "start": 0, "lanes_max": 64}
+CLAIM = {"floors": [0] * 64, "ends": [1000] * 64, "paused": [], "start": 0, "lanes_max": 64}
 
 
 @pytest.fixture

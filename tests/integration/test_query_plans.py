@@ -74,8 +74,7 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     probe = 6
     floors, none_paused = table.floor_array, "'{}'::text[]"
     everywhere = array([ID_MAX] * LANES, "bigint")
-    unknown = {"database": "NULL"}
-    claim = {**unknown, "floors": floors, "ends": everywhere, "paused": none_paused, "start": "17"}
+    claim = {"floors": floors, "ends": everywhere, "paused": none_paused, "start": "17"}
     yield "CLAIM", Case(queries.CLAIM, {**claim, "lanes_max": "32"}, LANES * probe + 100)
     yield "CLAIM-one", Case(queries.CLAIM, {**claim, "lanes_max": "1"}, LANES * probe + 20)
     for name, lanes, rows in (("READ", 32, 125), ("READ-few", 64, 5), ("READ-one-lane", 1, 4000)):
@@ -111,12 +110,12 @@ def cases(table: Table) -> Iterator[tuple[str, Case]]:
     yield "HAS_PARK", Case(queries.HAS_PARK, {}, 20)
     yield "PARKED_KEYS", Case(queries.PARKED_KEYS, {"lanes": array([4, 8, 12], "smallint")}, 3 * 200)
     yield "MARK_OVERTAKEN", Case(queries.MARK_OVERTAKEN, {"ids": array([-20, -40, -60], "bigint")}, 3 * 20)
-    look = {**unknown, "floors": floors, "ends": everywhere, "paused": none_paused}
+    look = {"floors": floors, "ends": everywhere, "paused": none_paused}
     yield "LOOK", Case(queries.LOOK, look, LANES * probe + 20)
-    from_zero = {**unknown, "floors": array([0] * LANES, "bigint"), "ends": array([REACH_FIRST] * LANES, "bigint")}
+    from_zero = {"floors": array([0] * LANES, "bigint"), "ends": array([REACH_FIRST] * LANES, "bigint")}
     for name, paused in (("LOOK-dead", none_paused), ("LOOK-paused", PAUSED)):
         yield name, Case(queries.LOOK, {**from_zero, "paused": paused}, LANES * probe + 2 * REACH_FIRST)
-    sweep = {**unknown, "start": "'(1000,0)'", "stop": "'(2000,0)'", "paused": none_paused}
+    sweep = {"start": "'(1000,0)'", "stop": "'(2000,0)'", "paused": none_paused}
     yield "SWEEP", Case(queries.SWEEP, sweep, 1000 + 40)
     yield "PAGES", Case(queries.PAGES, {}, 20)
     yield "STRAYS", Case(queries.STRAYS, {"lanes": str(LANES)}, 4 * probe)
@@ -139,9 +138,6 @@ WALKS = {
     "STARTED": "is a part of others",
     "ORIGIN": "is a part of others",
     "LAST": "is a part of others",
-    "DATABASE": "is a part of others",
-    "STILL_ORIGIN": "is a part of others",
-    "SESSION": "asks the catalog",
     "CONFIRM": "reads the clock",
     "HINTS_ALLOWED": "asks the catalog",
     "HINTS": "reads two rows",

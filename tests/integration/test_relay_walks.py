@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -116,13 +117,20 @@ def fill(writer: psycopg.Connection, *, is_dead: bool) -> None:
         writer.execute("DELETE FROM relay.outbox")
 
 
+@contextmanager
+def old_snapshot(dsn: str) -> Iterator[None]:
+    """Keeps a snapshot open, so that no vacuum removes what is deleted meanwhile."""
+    with psycopg.connect(dsn) as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT count(*) FROM relay.outbox")
+        yield
+
+
 @pytest.mark.usefixtures("short_reach")
 @pytest.mark.parametrize("is_dead", [False, True], ids=["rows of a missing topic", "dead entries"])
 def test_a_look_is_bounded_and_the_next_one_goes_on_where_it_stopped(any_database, new_process, is_dead):
     """An event behind them is found, in as many steps as there is to walk, and the one after it at once."""
-    with psycopg.connect(any_database, autocommit=True) as writer, psycopg.connect(any_database) as reader:
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        reader.execute("SELECT count(*) FROM relay.outbox")
+    with psycopg.connect(any_database, autocommit=True) as writer, old_snapshot(any_database):
         fill(writer, is_dead=is_dead)
         emit(writer, "k", "first")
         process = new_process()
@@ -162,9 +170,7 @@ def test_rows_of_other_lanes_do_not_wait_for_a_walk(any_database, new_process):
 @pytest.mark.parametrize("is_dead", [False, True], ids=["rows of a missing topic", "dead entries"])
 def test_the_next_relay_begins_where_the_last_one_was(any_database, new_process, is_dead):
     """It reads where from, and finds an event without walking anything."""
-    with psycopg.connect(any_database, autocommit=True) as writer, psycopg.connect(any_database) as reader:
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        reader.execute("SELECT count(*) FROM relay.outbox")
+    with psycopg.connect(any_database, autocommit=True) as writer, old_snapshot(any_database):
         fill(writer, is_dead=is_dead)
         first = new_process()
         first.prove()
@@ -294,7 +300,6 @@ def test_a_topic_that_is_still_missing_stays_paused_over_a_restart(database, kaf
 def eager_sweeps(monkeypatch) -> None:
     """A sweep as soon as there is any walk ahead, of one page at a time."""
     monkeypatch.setattr("relay.daemon.lookout.WALK_SECONDS", 1e-9)
-    monkeypatch.setattr("relay.daemon.sweep.WALK_SECONDS", 1e-9)
     monkeypatch.setattr("relay.daemon.sweep.PAGE_SECONDS", 0.0)
     monkeypatch.setattr("relay.daemon.sweep.REACH_MIN", 1)
     monkeypatch.setattr("relay.daemon.sweep.adapted_reach", lambda reach, _seconds: reach)
@@ -313,9 +318,7 @@ def sweeping(process: Process) -> None:
 @pytest.mark.parametrize("is_dead", [False, True], ids=["rows of a missing topic", "dead entries"])
 def test_a_long_walk_is_swept_by_pages(any_database, new_process, is_dead):
     """Steps of the index end where the sweep begins, and the event behind it all is found in the next."""
-    with psycopg.connect(any_database, autocommit=True) as writer, psycopg.connect(any_database) as reader:
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        reader.execute("SELECT count(*) FROM relay.outbox")
+    with psycopg.connect(any_database, autocommit=True) as writer, old_snapshot(any_database):
         fill(writer, is_dead=is_dead)
         emit(writer, "k", "first")
         process = new_process()

@@ -264,7 +264,8 @@ class RelayProcess:
         """The end of its log, of the units that went well only the last, and of what it wrote to stderr."""
         log = list(self.log())
         settled = [event for event in log if event.get("event") == "unit.settled"]
-        notable = [str(event) for event in log if event not in settled[:-1]][-lines:]
+        last = settled[-1] if settled else None
+        notable = [str(event) for event in log if event is last or event.get("event") != "unit.settled"][-lines:]
         text = self._file(self.starts, "err").read_text(errors="replace") if self.starts else ""
         errors = text.splitlines()[-lines:]
         return "; it said:\n" + "\n".join(["  " + line for line in [*notable, *errors]])
